@@ -1,0 +1,222 @@
+"""Train a model on the embeddings that build_embeddings.py learned together with the numerical columns.
+
+    python build_embeddings.py
+    python build_embed_model.py
+
+Every category is replaced by its vector from embeddings/<column>.npy, the numerical columns are added, and a network is
+trained on both, with the rows that build_embeddings.py trained on. The report compares it, on test rows that neither
+script trained on, with gradient boosting. The model is saved as embeddings/embed_model.keras: it takes the columns as
+they stand in the file (text, unscaled numbers, missing cells) and answers in the target's own units or with class
+probabilities. predict(frame) and embed(frame) below use what was saved.
+
+Sources: Gorishniy, Rubachev and Babenko, On Embeddings for Numerical Features in Tabular Deep Learning, 2022,
+arXiv:2203.05556; Gorishniy, Kotelnikov and Babenko, TabM, 2024, arXiv:2410.24210; Holzmüller, Grinsztajn and Steinwart,
+Better by Default (RealMLP), 2024, arXiv:2407.04491.
+"""
+
+import functools
+import warnings
+from pathlib import Path
+
+import build_embeddings as base  # first: it keeps TensorFlow's start-up chatter off the screen
+import keras
+import numpy as np
+import pandas as pd
+from keras import layers, ops
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.preprocessing import TargetEncoder
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Edit this block for your own table. The table itself, its target and the task are set in build_embeddings.py.
+
+# data
+CATEGORICAL_COLUMNS = base.CATEGORICAL_COLUMNS  # or a shorter list: any column that has an embedding
+NUMERICAL_COLUMNS = [  # may be empty
+    *["sched_dep", "distance", "plane_year", "seats"],
+    *["temp", "dewp", "humid", "wind_dir", "wind_speed", "precip", "pressure", "visib"],
+]
+
+# training
+TRAIN_EMBEDDINGS = True  # False keeps the loaded vectors exactly as they are: for vectors that must mean the same later
+EPOCHS = None  # None: few for many rows, more for few rows
+LEARNING_RATE = 5e-3  # the highest, after warm-up; loaded vectors are trained at a tenth of it
+# ----------------------------------------------------------------------------------------------------------------------
+
+MODEL_FILE = "embed_model.keras"
+
+
+def load_embedding(column, run):
+    """Return the weights (cardinality + 1, dimension) and the vocabulary of a column, as build_embeddings.py saved them.
+
+    Raises base.InputError where the two files are missing, damaged, or not of one and the same run.
+    """
+    if column not in run.get("columns", {}):
+        raise base.InputError(f"{base.EMBEDDINGS_DIR}/ has no embedding of {column!r}: run build_embeddings.py with it first.")
+    file = Path(base.EMBEDDINGS_DIR) / run["columns"][column]["file"]
+    try:
+        weights = np.load(f"{file}.npy", allow_pickle=False)
+        vocabulary = pd.read_csv(f"{file}.csv", dtype={"category": str, "count": "int64"}, keep_default_na=False)
+        whole = weights.dtype == "float32" and len(weights) == len(vocabulary) and np.isfinite(weights).all()
+        if not whole or base.fingerprint_embedding(weights, vocabulary) != run["columns"][column]["fingerprint"]:
+            raise ValueError("they are not the pair that one run saved")
+    except (OSError, EOFError, ValueError, KeyError) as error:
+        raise base.InputError(f"{file}.npy and .csv cannot be used ({error}): run build_embeddings.py again.") from error
+    return weights, vocabulary
+
+
+def check_same_rows(rows, run):
+    """Raise base.InputError where the table, its split or the target are not those that the embeddings learned from."""
+    known = run["rows"]
+    same = rows["settings"] == known["settings"] and rows["split"] == known["split"]
+    if not same or any(known["cells"].get(column) != cells for column, cells in rows["cells"].items()):
+        raise base.InputError(
+            f"{base.EMBEDDINGS_DIR}/ was learned from other rows or settings than those of {base.DATA_FILE} now, so test "
+            "rows may have been trained on: run build_embeddings.py again."
+        )
+
+
+def embed_numbers(numbers, known):
+    """Return the numerical columns as a network can use them: (rows, features) for numbers (rows, columns) with NaN.
+
+    Each column is centred on its median, divided by the distance of its quartiles and softly clipped to -3 ... 3
+    (RealMLP), so that no outlier weighs more than 3; a missing cell becomes 0 and sets a mark. Each column is then also
+    seen through its own learned waves, cos(w x + b), from which a small layer makes steps and bumps (Gorishniy 2022).
+    """
+    low, median, high = np.nanquantile(known, [0.25, 0.5, 0.75], axis=0)
+    spread = np.where(high > low, high - low, np.nanmax(np.abs(known - median), axis=0))
+    scaled = layers.Normalization(mean=median, variance=np.where(spread > 0, spread, 1.0) ** 2)(numbers)
+    missing = ops.isnan(numbers)
+    scaled = ops.where(missing, 0.0, scaled)
+    scaled = scaled / ops.sqrt(1 + ops.square(scaled / 3))
+    columns, waves, features = numbers.shape[1], 24, 12
+    angles = layers.EinsumDense(
+        "rc,cw->rcw",
+        output_shape=(columns, waves),
+        bias_axes="cw",
+        kernel_initializer=keras.initializers.RandomNormal(stddev=np.pi),
+        bias_initializer=keras.initializers.RandomUniform(-np.pi, np.pi),
+    )(scaled)
+    bumps = layers.EinsumDense(
+        "rcw,cwf->rcf",
+        output_shape=(columns, features),
+        bias_axes="cf",
+        activation="relu",
+        kernel_initializer=keras.initializers.RandomNormal(stddev=(2 / waves) ** 0.5),
+    )(ops.cos(angles))
+    return layers.concatenate([layers.Flatten()(bumps), scaled, ops.cast(missing, "float32")])
+
+
+def build_model(embeddings, known_numbers, target_info):
+    """Return the network: ids (rows, columns) int32 and numbers (rows, columns) float32 -> answers of its members.
+
+    embeddings: (weights, vocabulary) of each column; known_numbers: the training rows' numbers, which set the scales.
+    """
+    ids = keras.Input((len(embeddings),), dtype="int32")
+    numbers = keras.Input((known_numbers.shape[1],))
+    shown = base.hide_some(ids, rate=0.02)
+    parts = [
+        layers.Embedding(*weights.shape, weights=[weights], trainable=TRAIN_EMBEDDINGS, name=f"embedding_{i}")(shown[:, i])
+        for i, (weights, _) in enumerate(embeddings)
+    ]
+    if known_numbers.shape[1]:
+        parts.append(embed_numbers(numbers, known_numbers))
+    return keras.Model([ids, numbers], base.dense_layers(layers.concatenate(parts), target_info))
+
+
+def boost(ids, numbers, target, part):
+    """Return the test answers of scikit-learn's gradient boosting, the figure to beat, from the same training rows.
+
+    At most 1,000 iterations, stopped early on the validation rows. Columns with up to 254 categories are given as
+    categories, others as the mean target of their category (cross-fitted on the training rows).
+    """
+    training, validation, test = (part == p for p in (base.TRAINING, base.VALIDATION, base.TEST))
+    many = ids.max(axis=0) > 254
+    categories = np.where(ids[:, ~many] > 0, ids[:, ~many], np.nan)
+    encoded = np.empty((len(ids), 0))
+    if many.any():
+        encoder = TargetEncoder(target_type="continuous" if base.TASK == "regression" else base.TASK)
+        inside = encoder.fit_transform(ids[training][:, many], target[training])
+        encoded = encoder.transform(ids[:, many])
+        encoded[training] = inside
+    features = np.column_stack([categories, encoded, numbers])
+    kind = HistGradientBoostingRegressor if base.TASK == "regression" else HistGradientBoostingClassifier
+    booster = kind(
+        max_iter=1000, early_stopping=True, categorical_features=np.arange(categories.shape[1]), random_state=base.SEED
+    )
+    booster.fit(features[training], target[training], X_val=features[validation], y_val=target[validation])
+    if base.TASK == "regression":
+        return booster.predict(features[test])
+    answers = booster.predict_proba(features[test])
+    return answers[:, 1] if base.TASK == "binary" else answers
+
+
+def raw_model(model, embeddings, target_info):
+    """Wrap a trained model so that it takes raw columns, a dict of text and numbers, and answers in the target's units."""
+    columns = [*CATEGORICAL_COLUMNS, *NUMERICAL_COLUMNS]
+    names = [c if c.isidentifier() and c.isascii() else f"column_{i}" for i, c in enumerate(columns)]
+    dtypes = ["string"] * len(CATEGORICAL_COLUMNS) + ["float32"] * len(NUMERICAL_COLUMNS)
+    inputs = {c: keras.Input((), dtype=dtype, name=name) for c, name, dtype in zip(columns, names, dtypes)}
+    ids = [
+        # the layer's own word for unknown must not be a category: longer than every category, it cannot be one
+        layers.StringLookup(vocabulary=list(words), oov_token="?" * (1 + words.str.len().max()))(inputs[column])
+        for column, words in zip(CATEGORICAL_COLUMNS, (vocabulary["category"][1:] for _, vocabulary in embeddings))
+    ]
+    numbers = [inputs[column] for column in NUMERICAL_COLUMNS]
+    ids = ops.cast(ops.stack(ids, axis=1), "int32")
+    numbers = ops.stack(numbers, axis=1) if numbers else ops.zeros((1, 0)) + ops.cast(ids[:, :0], "float32")
+    answers = ops.mean(model([ids, numbers]), axis=1)
+    if base.TASK == "regression":
+        answers = layers.Rescaling(target_info["std"], target_info["mean"])(answers)
+        answers = ops.expm1(answers) if base.LOG_TARGET else answers
+    with warnings.catch_warnings():  # Keras warns of input names that differ from the keys, as they must where a
+        warnings.simplefilter("ignore")  # column's name cannot be an input's
+        return keras.Model(inputs, answers)
+
+
+@base.plain_errors()
+def main():
+    keras.utils.set_random_seed(base.SEED)
+    with base.locked_folder() as folder:
+        print(f"Loading embeddings from {folder}/")
+        run = base.read_run(folder)
+        embeddings = [load_embedding(column, run) for column in CATEGORICAL_COLUMNS]
+        table, part, target, target_info, rows = base.load_rows(CATEGORICAL_COLUMNS, NUMERICAL_COLUMNS)
+        check_same_rows(rows, run)
+        ids = np.column_stack([
+            base.row_numbers(table[column], vocabulary) for column, (_, vocabulary) in zip(CATEGORICAL_COLUMNS, embeddings)
+        ])
+        numbers = np.column_stack([np.empty((len(ids), 0), "float32"), *(table[column] for column in NUMERICAL_COLUMNS)])
+        training, test = part == base.TRAINING, part == base.TEST
+
+        with base.stage(f"Training on {len(embeddings)} embeddings + {len(NUMERICAL_COLUMNS)} numerical columns"):
+            model = build_model(embeddings, numbers[training], target_info)
+            base.train(model, [ids, numbers], target, part, EPOCHS, LEARNING_RATE)
+            answers = model.predict([ids[test], numbers[test]], batch_size=8192, verbose=0).mean(axis=1)
+        with base.stage("Gradient boosting (scikit-learn) on the same rows, at most 1,000 iterations"):
+            boosted = boost(ids, numbers, target, part)
+
+        if base.TASK == "regression":
+            mean = np.zeros(len(answers))
+        else:
+            shares = np.bincount(target[training]) / training.sum()
+            mean = np.tile(shares, (len(answers), 1)) if base.TASK == "multiclass" else np.full(len(answers), shares[1])
+        report = {
+            "mean of the training rows": base.score(target[test], mean, target_info),
+            "gradient boosting (scikit-learn)": base.score(target[test], boosted, target_info),
+            base.ALONE: run["test"][base.ALONE],
+            "embeddings + numerical columns": base.score(target[test], answers, target_info),
+        }
+        title = f"Test figures, {test.sum():,} rows neither script trained on"
+        print(f"{title:<58}", *(f"{name:>14}" for name in report[base.ALONE]), f"  ({base.TARGET_COLUMN})")
+        for name, figures in report.items():
+            print(f"  {name:<56}", *(f"{figure:>14.4g}" for figure in figures.values()))
+        raw_model(model, embeddings, target_info).save(folder / ".saving" / MODEL_FILE)
+        base.save_run(folder, {**run, "test": report})
+        print(f"Saved {folder / MODEL_FILE}")
+
+
+# Using what was learned
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,594 @@
+"""Learn a vector for every category of every categorical column of a table: entity embeddings.
+
+    python build_embeddings.py
+
+A network learns to predict TARGET_COLUMN from CATEGORICAL_COLUMNS alone. Each column has an embedding layer: a matrix
+with one row for each category, trained like any other weights. What the layers learned is saved, for each column, as
+
+    embeddings/<column>.npy    the matrix, float32; row 0 stands for every category that the training rows do not have
+    embeddings/<column>.csv    the vocabulary: the category of each row of the matrix and its count in the training rows
+
+build_embed_model.py reads these files, adds the numerical columns and trains again.
+
+Source: Guo and Berkhahn, Entity Embeddings of Categorical Variables, 2016, arXiv:1604.06737.
+"""
+
+import bz2
+import csv
+import difflib
+import glob
+import gzip
+import hashlib
+import json
+import lzma
+import os
+import re
+import shutil
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing keeps two runs at once out of one folder
+    fcntl = None
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # must stand before the import: hides TensorFlow's start-up chatter
+
+import keras
+import numpy as np
+import pandas as pd
+from keras import layers, ops
+from sklearn import metrics
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Edit this block for your own table.
+
+# data
+DATA_FILE = "data/flights.csv.gz"  # CSV, plain or .gz .bz2 .xz; a pattern ("data/part-*.csv") is read as one table
+TARGET_COLUMN = "air_time"
+TASK = "regression"  # or "binary", "multiclass"; class labels may be text
+LOG_TARGET = False  # True: regression on log1p(target); for prices, sales and whatever else has a long upper tail
+CATEGORICAL_COLUMNS = [
+    *["month", "weekday", "hour", "carrier", "origin", "dest", "tailnum", "model", "manufacturer", "engine"],
+]
+SPLIT_COLUMN = None  # None: random rows; a column such as "date": its largest values are held out, to test on the future
+
+# embeddings
+MAX_EMBEDDING_DIM = 50  # a category's vector has min(cardinality / 2, this) numbers; 8 is easier to look at and to reuse
+EMBEDDINGS_DIR = "embeddings"
+
+# training
+EPOCHS = None  # None: few for many rows, more for few rows; the best epoch on the validation rows is kept in any case
+BATCH_SIZE = None  # None: follows the number of rows; a larger batch is faster for each row and learns less from it
+LEARNING_RATE = 5e-3  # the highest, after warm-up; lower it if training diverges
+SEED = 0  # another seed: other random rows held out, other random starts
+# ----------------------------------------------------------------------------------------------------------------------
+
+TRAINING, VALIDATION, TEST = 0, 1, 2  # the parts into which split_rows divides the table
+UNKNOWN = "<unknown>"  # how row 0 is called in the vocabulary file; it is found by its place, never by this name
+MISSING_NUMBERS = ["", "NA", "NaN", "nan"]  # in numerical columns; in categorical ones they are text like any other
+ALONE = "categorical columns alone (build_embeddings.py)"  # the name of the first script's line in the final report
+PIECE_ROWS = 2**18  # rows of text in memory at a time while reading
+
+
+class InputError(ValueError):
+    """A mistake in the table, the settings or the saved files; its text is one sentence that says how to mend it."""
+
+
+@contextmanager
+def plain_errors():
+    """End the script with one sentence on stderr and exit status 1 where the user, not the code, has to act."""
+    try:
+        yield
+    except (InputError, OSError) as error:
+        sys.exit(f"Error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"Stopped before anything was saved: {EMBEDDINGS_DIR}/ holds what it held before.")
+
+
+@contextmanager
+def stage(title):
+    """Print what begins and, at its end, how many seconds it took."""
+    print(title, flush=True)
+    start = time.perf_counter()
+    yield
+    print(f"  {time.perf_counter() - start:.1f} s", flush=True)
+
+
+# Reading
+
+
+def check_columns(categorical_columns, numerical_columns):
+    """Raise InputError where the settings contradict each other."""
+    if TASK not in ("regression", "binary", "multiclass"):
+        raise InputError(f"TASK is {TASK!r}; it must be 'regression', 'binary' or 'multiclass'.")
+    if not categorical_columns:
+        raise InputError("CATEGORICAL_COLUMNS is empty: name one column at least.")
+    columns = [*categorical_columns, *numerical_columns]
+    for column in columns:
+        if columns.count(column) > 1:
+            raise InputError(f"Column {column!r} is listed twice: leave it in one place of one list.")
+    if TARGET_COLUMN in [*columns, SPLIT_COLUMN]:
+        raise InputError(f"TARGET_COLUMN {TARGET_COLUMN!r} must not be an input as well: take it off the lists.")
+
+
+def read_lines(file):
+    """Yield (line number, cells) for every row of a CSV file, its header first.
+
+    Raises InputError where a line has fewer or more cells than the header, or is not UTF-8 text.
+    """
+    line, width = 1, 0
+    open_text = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(Path(file).suffix, open)
+    try:
+        with open_text(file, "rt", encoding="utf-8-sig", newline="") as text:
+            reader = csv.reader(text, strict=True)
+            for cells in reader:
+                if cells:
+                    width = width or len(cells)
+                    if len(cells) != width:
+                        raise InputError(
+                            f"{file}, line {line}: {len(cells)} cells where the header has {width}; "
+                            "correct the line, and put quotes around a cell that holds a comma."
+                        )
+                    yield line, cells
+                line = reader.line_num + 1
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}, near line {line}: not UTF-8 text ({error.reason}); save the file as UTF-8.") from error
+    except (csv.Error, EOFError, lzma.LZMAError, gzip.zlib.error) as error:
+        raise InputError(f"{file}, line {line}: not readable as CSV ({error}); correct or replace the file.") from error
+
+
+def table_files():
+    """Return the files that DATA_FILE names, in the order of their names."""
+    files = [DATA_FILE] if Path(DATA_FILE).is_file() else sorted(glob.glob(DATA_FILE))
+    if not files:
+        raise InputError(f"No file {DATA_FILE}: correct DATA_FILE in build_embeddings.py.")
+    return files
+
+
+def first_cell(column, is_wrong):
+    """Return 'file, line n: column c holds v' for the first cell of a column for which is_wrong(cell) is true, or None."""
+    for file in table_files():
+        lines = read_lines(file)
+        position = next(lines)[1].index(column)
+        for line, cells in lines:
+            if is_wrong(cells[position]):
+                return f"{file}, line {line}: column {column!r} holds {cells[position][:50]!r}"
+    return None
+
+
+def is_not_a_number(cell):
+    """Tell whether a cell is neither missing nor a number that float32 can hold."""
+    try:
+        return cell not in MISSING_NUMBERS and not abs(float(cell)) <= np.finfo("float32").max
+    except ValueError:
+        return True
+
+
+def check_header(file, columns):
+    """Raise InputError where a file lacks one of the columns or has two of one name."""
+    header = next(read_lines(file), (1, []))[1]
+    for column in columns:
+        if column not in header:
+            close = difflib.get_close_matches(column, header, n=1, cutoff=0) or ["(the file is empty)"]
+            raise InputError(f"{file} has no column {column!r}; the closest that it has is {close[0]!r}.")
+        if header.count(column) > 1:
+            raise InputError(f"{file}, line 1: {header.count(column)} columns are called {column!r}; rename all but one.")
+
+
+def read_table(text_columns, number_columns):
+    """Read columns of DATA_FILE into a dict: pandas Categoricals of the text in the file, and float arrays.
+
+    Numbers are float32, NaN where missing; the target of a regression is float64. The file is read in pieces, so that
+    its text is never in memory as a whole. Raises InputError for a table that cannot be read as it is meant.
+    """
+    columns = list(dict.fromkeys([*text_columns, *number_columns]))
+    pieces = {column: [] for column in columns}
+    rows = 0
+    for file in table_files():
+        check_header(file, columns)
+        try:
+            for piece in pd.read_csv(
+                file,
+                usecols=columns,
+                dtype={**dict.fromkeys(number_columns, "float64"), **dict.fromkeys(text_columns, str)},
+                keep_default_na=False,
+                na_values=dict.fromkeys(number_columns, MISSING_NUMBERS),
+                encoding="utf-8-sig",
+                chunksize=PIECE_ROWS,
+            ):
+                rows += len(piece)
+                for column in text_columns:
+                    pieces[column].append(pd.Categorical(piece[column]))
+                for column in number_columns:
+                    with np.errstate(over="ignore"):
+                        pieces[column].append(piece[column].to_numpy("float64" if column == TARGET_COLUMN else "float32"))
+                    if np.isinf(pieces[column][-1]).any():
+                        raise ValueError("infinite")
+        except (ValueError, OverflowError) as error:  # pandas tells neither the line nor the column
+            sum(1 for _ in read_lines(file))  # raises for a ragged line
+            for column in number_columns:
+                place = first_cell(column, is_not_a_number)
+                if place:
+                    raise InputError(
+                        f"{place}, which is not a number that can be used; correct it, leave the cell empty if it is "
+                        "missing, or make the column a categorical one."
+                    ) from error
+            raise InputError(f"{file} cannot be read ({error}).") from error
+        sum(1 for _ in read_lines(file))  # pandas is silent about lines that are too short or too long
+    if rows < 20:
+        raise InputError(f"{DATA_FILE} has {rows} rows below its header; 20 are the fewest that can be split in three.")
+    for column in text_columns:
+        pieces[column] = pd.api.types.union_categoricals(pieces[column])
+    for column in number_columns:
+        pieces[column] = np.concatenate(pieces[column])
+    return pieces
+
+
+# The rows: one split, and what is fitted on its training part
+
+
+def split_rows(row_count, order=None):
+    """Return the part of every row, int8: 80 % training, 10 % validation, 10 % test.
+
+    order, if given, is a Categorical with the text of SPLIT_COLUMN: its largest values, numbers or dates, are held out,
+    equal values in one part. Both scripts call this on the same rows and so get the same parts.
+    """
+    if order is None:
+        rank = np.random.default_rng(SEED).permutation(row_count)
+    else:
+        values = pd.Series(order.categories)
+        try:
+            values = pd.to_numeric(values)
+        except ValueError:
+            try:
+                values = pd.to_datetime(values)
+            except ValueError as error:
+                raise InputError(f"SPLIT_COLUMN {SPLIT_COLUMN!r} must hold numbers or dates ({error}).") from error
+        if values.isna().any():
+            place = first_cell(SPLIT_COLUMN, lambda cell: cell == "")
+            raise InputError(f"{place}; a column that splits the table must not have missing cells.")
+        rank = values.rank(method="dense").to_numpy("int64")[order.codes]
+    tenth = row_count // 10
+    first_held_out = np.sort(rank)[[row_count - 2 * tenth, row_count - tenth]]
+    part = np.searchsorted(first_held_out, rank, side="right").astype("int8")
+    if len(np.unique(part)) < 3:
+        raise InputError(f"SPLIT_COLUMN {SPLIT_COLUMN!r} has too few different values to hold out a tenth of the rows twice.")
+    return part
+
+
+def read_target(table, part):
+    """Return the target as the network is trained on it, and a dict of what turns its answers back.
+
+    Regression: float32, mean 0 and standard deviation 1 on the training rows. Classes: int32 positions in "classes",
+    which are sorted as text; the second of a binary target is the one whose probability is predicted.
+    """
+    target = table[TARGET_COLUMN]
+    regression = TASK == "regression"
+    missing = np.isnan(target) if regression else target == ""
+    if missing.any():
+        place = first_cell(TARGET_COLUMN, MISSING_NUMBERS.__contains__ if regression else "".__eq__)
+        raise InputError(f"{place}; {missing.sum():,} rows have no target: remove them from the table.")
+    if not regression:
+        classes = sorted(target[part == TRAINING].unique())
+        if len(classes) < 2 or TASK == "binary" and len(classes) > 2:
+            raise InputError(
+                f"TARGET_COLUMN {TARGET_COLUMN!r} has {len(classes)} classes in the training rows ({', '.join(classes)[:80]}); "
+                f"TASK {TASK!r} needs {'two' if TASK == 'binary' else 'two or more'}."
+            )
+        positions = pd.Index(classes).get_indexer(target.categories)
+        labels = positions[target.codes].astype("int32")
+        if (labels < 0).any():
+            lost = target[labels < 0][0]
+            raise InputError(f"Class {lost!r} of {TARGET_COLUMN!r} is in no training row; remove its rows or join it to another.")
+        return labels, {"classes": classes}
+    if LOG_TARGET:
+        if target.min() <= -1:
+            raise InputError(f"LOG_TARGET needs values above -1, but {TARGET_COLUMN!r} has {target.min():g}.")
+        target = np.log1p(target)
+    mean, std = float(target[part == TRAINING].mean()), float(target[part == TRAINING].std())
+    if std <= 1e-12 * abs(mean):
+        raise InputError(f"TARGET_COLUMN {TARGET_COLUMN!r} has one value in all training rows: there is nothing to learn.")
+    return ((target - mean) / std).astype("float32"), {"mean": mean, "std": std}
+
+
+def load_rows(categorical_columns, numerical_columns):
+    """Read the table and split its rows; return table, part, target, target_info and what tells these rows from others."""
+    check_columns(categorical_columns, numerical_columns)
+    text_columns, number_columns = [*categorical_columns], [*numerical_columns]
+    (number_columns if TASK == "regression" else text_columns).append(TARGET_COLUMN)
+    if SPLIT_COLUMN:
+        text_columns.append(SPLIT_COLUMN)
+    with stage(f"Reading {DATA_FILE}"):
+        table = read_table(text_columns, number_columns)
+        row_count = len(table[TARGET_COLUMN])
+        part = split_rows(row_count, table[SPLIT_COLUMN] if SPLIT_COLUMN else None)
+        target, target_info = read_target(table, part)
+        counts = np.bincount(part)
+        print(f"  {row_count:,} rows: {counts[0]:,} train, {counts[1]:,} validation, {counts[2]:,} test")
+    settings = [TARGET_COLUMN, TASK, LOG_TARGET, SPLIT_COLUMN, SEED]
+    cells = {column: fingerprint(table[column]) for column in [*categorical_columns, TARGET_COLUMN]}
+    return table, part, target, target_info, {"settings": settings, "split": fingerprint(part), "cells": cells}
+
+
+def build_vocabulary(column, part):
+    """Return a frame (category, count) of the categories in the training rows, the most frequent first, after row 0."""
+    counts = column[part == TRAINING].value_counts()
+    counts = counts[counts > 0].sort_index().sort_values(ascending=False, kind="stable")
+    return pd.DataFrame({"category": [UNKNOWN, *counts.index], "count": [0, *counts]})
+
+
+def row_numbers(column, vocabulary):
+    """Return for each cell of a Categorical the row of its category in the vocabulary, int32; 0 where it has none."""
+    rows = pd.Index(vocabulary["category"][1:]).get_indexer(column.categories) + 1
+    return np.append(rows, 0).astype("int32")[column.codes]  # the 0 at the end is for code -1, pandas' missing
+
+
+# The network
+
+
+def embedding_dim(cardinality):
+    """Return the length of a category's vector: half the number of categories, at least 2, at most MAX_EMBEDDING_DIM."""
+    return max(2, min(cardinality // 2, MAX_EMBEDDING_DIM))
+
+
+def dense_layers(features, target_info, members=2):
+    """Return the answers (rows, members) or (rows, members, classes) of networks that share all weights but a few.
+
+    Each member sees the features through scales of its own, trained with the rest, and has an output layer of its own:
+    their mean is better than one network and costs less than several (TabM, Gorishniy 2024, arXiv:2410.24210).
+    """
+    hidden = layers.RepeatVector(members)(features)
+    own = keras.initializers.RandomNormal(stddev=1.0)
+    hidden = layers.EinsumDense("rmf,mf->rmf", output_shape=hidden.shape[1:], kernel_initializer=own)(hidden)
+    for units in (512, 256):
+        hidden = layers.Dense(units, activation="relu", kernel_initializer="he_normal")(hidden)
+    outputs = len(target_info["classes"]) if TASK == "multiclass" else 1
+    answers = layers.EinsumDense("rmf,mfo->rmo", output_shape=(members, outputs), bias_axes="mo")(hidden)
+    if TASK == "multiclass":
+        return ops.softmax(answers)
+    answers = layers.Reshape((members,))(answers)
+    return ops.sigmoid(answers) if TASK == "binary" else answers
+
+
+def hide_some(ids, rate):
+    """Replace a share of the row numbers by 0 while training, so that row 0 learns what to say of an unknown category."""
+    kept = layers.Dropout(rate)(ops.ones_like(ids, dtype="float32"))
+    return ids * ops.cast(kept > 0, "int32")
+
+
+def build_model(vocabularies, target_info):
+    """Return the network: ids (rows, columns) int32 -> a vector for each -> dense layers -> the target."""
+    ids = keras.Input((len(vocabularies),), dtype="int32")
+    shown = hide_some(ids, rate=0.05)
+    vectors = [
+        layers.Embedding(len(vocabulary), embedding_dim(len(vocabulary) - 1), name=f"embedding_{i}")(shown[:, i])
+        for i, vocabulary in enumerate(vocabularies.values())
+    ]
+    features = layers.Dropout(0.05)(layers.concatenate(vectors) if len(vectors) > 1 else vectors[0])
+    return keras.Model([ids], dense_layers(features, target_info, members=1))
+
+
+def train(model, inputs, target, part, epochs, learning_rate):
+    """Fit a model on the training rows and leave it with the weights of its best epoch on the validation rows.
+
+    inputs: a list of arrays over all rows. The learning rate warms up over a twentieth of the steps, then follows half
+    a cosine down to zero. Raises InputError where training diverges.
+    """
+    target = np.repeat(target[:, None], model.output_shape[1], axis=1)  # every member learns from every row
+    training, validation = np.flatnonzero(part == TRAINING), np.flatnonzero(part == VALIDATION)
+    batch_size = BATCH_SIZE or 2 ** int(np.clip(np.log2(len(training) / 500), 5, 8))
+    epochs = epochs or int(np.clip(2_000_000 / len(training), 8, 60))
+    steps = -(-len(training) // batch_size) * epochs
+    schedule = keras.optimizers.schedules.CosineDecay(
+        learning_rate / 100, steps - steps // 20, alpha=0.0, warmup_target=learning_rate, warmup_steps=steps // 20
+    )
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.05)
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    loss = {"regression": "mse", "binary": "binary_crossentropy", "multiclass": "sparse_categorical_crossentropy"}[TASK]
+    model.compile(optimizer, loss, steps_per_execution=16)
+    model.fit(
+        [values[training] for values in inputs],
+        target[training],
+        batch_size=batch_size,
+        epochs=epochs,
+        validation_data=([values[validation] for values in inputs], target[validation]),
+        validation_batch_size=4096,
+        callbacks=[keras.callbacks.EarlyStopping(patience=max(4, epochs // 4), restore_best_weights=True)],
+        verbose=1 if sys.stdout.isatty() else 2,
+    )
+    if not all(np.isfinite(weights).all() for weights in model.get_weights()):
+        raise InputError("Training diverged: lower LEARNING_RATE, or look for extreme values in the table.")
+
+
+# Figures and files
+
+
+def score(target, answers, target_info):
+    """Return the figures of a report by name, for the answers on some rows and their target as read_target gives it.
+
+    Regression: root mean squared error in the target's units, with LOG_TARGET that of log1p(target) before it.
+    Classes: mean log loss in nats, then the area under the ROC curve (binary) or the share of right answers.
+    """
+    if TASK == "regression":
+        answers = np.ravel(answers)
+        error = {"RMSE": metrics.root_mean_squared_error(target, answers) * target_info["std"]}
+        if LOG_TARGET:
+            units = [np.expm1(values * target_info["std"] + target_info["mean"]) for values in (target, answers)]
+            error = {"RMSE of log1p": error["RMSE"], "RMSE": metrics.root_mean_squared_error(*units)}
+        return error
+    if TASK == "binary":
+        answers = np.ravel(answers)
+        second = {"AUC": metrics.roc_auc_score(target, answers)}
+    else:
+        second = {"accuracy": metrics.accuracy_score(target, np.argmax(answers, axis=1))}
+    labels = range(len(target_info["classes"]))
+    return {"log loss": metrics.log_loss(target, np.asarray(answers, "float64"), labels=labels), **second}
+
+
+def fingerprint(*values):
+    """Return a SHA-256 of arrays, Categoricals or lists of text: equal for equal values in equal order."""
+    digest = hashlib.sha256()
+    for value in values:
+        if isinstance(value, pd.Categorical):
+            digest.update(fingerprint(list(value.categories), value.codes.astype("int32")).encode())
+        else:
+            digest.update(json.dumps(value).encode() if isinstance(value, list) else np.ascontiguousarray(value))
+    return digest.hexdigest()
+
+
+def fingerprint_embedding(weights, vocabulary):
+    """Return a SHA-256 that binds each vector to its category; the order of the rows makes no difference."""
+    order = np.argsort(vocabulary["category"].to_numpy(str), kind="stable")
+    return fingerprint(list(vocabulary["category"].iloc[order]), weights[order])
+
+
+def file_stems(columns):
+    """Return for each column the name of its files, without the ending: the column's own wherever a file can bear it."""
+    stems = {}
+    for column in columns:
+        stem = re.sub(r"[^\w .+-]|^\.", lambda found: f"%{ord(found[0]):02X}", column)
+        clash = [other for other in columns if other != column and other.casefold() == column.casefold()]
+        if clash or len(stem.encode()) > 100:
+            stem = f"{stem[:40]}-{fingerprint([column])[:8]}"
+        stems[column] = stem
+    return stems
+
+
+@contextmanager
+def locked_folder():
+    """Yield EMBEDDINGS_DIR, held by this run alone, with an empty folder .saving in it for the files to come."""
+    folder = Path(EMBEDDINGS_DIR)
+    new = folder / ".saving"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        try:
+            if fcntl:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"Another run is using {folder}/: wait for its end, or set another EMBEDDINGS_DIR.") from error
+        finish_saving(folder)
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+
+def save_run(folder, run):
+    """Let the files in .saving, with run.json, take the place of the last run's: all of them or, if stopped, none."""
+    names = {file.name for file in (folder / ".saving").iterdir()}
+    run["files"] = sorted({*run.get("files", []), *names})
+    (folder / ".saving/run.json").write_text(json.dumps(run, indent=1, ensure_ascii=False), encoding="utf-8")
+    os.rename(folder / ".saving", folder / ".saved")  # from here on the new run counts, and the next start finishes it
+    finish_saving(folder)
+
+
+def remove(path):
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def finish_saving(folder):
+    """Move the files of a complete run from .saved to their places and remove those of the run before; run.json last."""
+    saved = folder / ".saved"
+    if (saved / "run.json").exists():
+        files = json.loads((saved / "run.json").read_text(encoding="utf-8"))["files"]
+        for name in read_run(folder).get("files", []):
+            if name not in files:
+                remove(folder / name)
+        for file in sorted(saved.iterdir(), key=lambda file: file.name == "run.json"):
+            if file.is_dir():
+                remove(folder / file.name)  # a folder cannot be replaced as a file can
+            os.replace(file, folder / file.name)
+    shutil.rmtree(saved, ignore_errors=True)
+
+
+def read_run(folder):
+    """Return what run.json says of the run whose files are in the folder, an empty dict where there is none."""
+    file = Path(folder) / "run.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def write_projector(folder, embeddings, stems):
+    """Write what TensorBoard's Embedding Projector shows: vectors, labels and its configuration; 10,000 rows a column."""
+    folder.mkdir()
+    config = ""
+    for column, (weights, vocabulary) in embeddings.items():
+        stem = stems[column]
+        np.savetxt(folder / f"{stem}.vectors.tsv", weights[:10_000], "%.5g", delimiter="\t")
+        labels = vocabulary[:10_000].assign(category=[" ".join(c.split()) or "(empty)" for c in vocabulary["category"][:10_000]])
+        labels.to_csv(folder / f"{stem}.labels.tsv", sep="\t", index=False, quoting=csv.QUOTE_NONE)
+        config += (
+            f'embeddings {{\n  tensor_name: {json.dumps(column)}\n  tensor_path: "{stem}.vectors.tsv"\n'
+            f'  metadata_path: "{stem}.labels.tsv"\n}}\n'
+        )
+    (folder / "projector_config.pbtxt").write_text(config, encoding="utf-8")
+
+
+def print_nearest(weights, vocabulary, column, width):
+    """Print the nearest categories, by cosine similarity, of the most frequent ones of a column; '?': too few rows."""
+    directions = weights / np.maximum(np.linalg.norm(weights, axis=1, keepdims=True), 1e-12)
+    for row in (1, 2, 3):
+        similarity = directions[1:] @ directions[row]
+        names = vocabulary["category"] + np.where(vocabulary["count"] < 20, "?", "")
+        nearest = [i for i in np.argsort(-similarity) + 1 if i != row][:4]
+        found = ", ".join(f"{names[i]} {similarity[i - 1]:.2f}" for i in nearest)
+        print(f"  {column if row == 1 else '':<{width}}  {names[row]} ({vocabulary['count'][row]:,} rows): {found}")
+
+
+@plain_errors()
+def main():
+    keras.utils.set_random_seed(SEED)
+    with locked_folder() as folder:
+        table, part, target, target_info, rows = load_rows(CATEGORICAL_COLUMNS, [])
+
+        print("Embeddings")
+        stems = file_stems(CATEGORICAL_COLUMNS)
+        vocabularies = {column: build_vocabulary(table[column], part) for column in CATEGORICAL_COLUMNS}
+        width = max(map(len, CATEGORICAL_COLUMNS))
+        for column, vocabulary in vocabularies.items():
+            cardinality = len(vocabulary) - 1
+            print(f"  {column:<{width}} {cardinality:>7,} categories -> {embedding_dim(cardinality)} dimensions")
+
+        with stage(f"Training on {len(CATEGORICAL_COLUMNS)} categorical columns"):
+            ids = np.column_stack([row_numbers(table[column], vocabularies[column]) for column in CATEGORICAL_COLUMNS])
+            model = build_model(vocabularies, target_info)
+            train(model, [ids], target, part, EPOCHS, LEARNING_RATE)
+
+        test = part == TEST
+        figures = score(target[test], model.predict(ids[test], batch_size=8192, verbose=0).mean(axis=1), target_info)
+        print("Test", ", ".join(f"{name} {value:.4g}" for name, value in figures.items()), TARGET_COLUMN)
+
+        print("Nearest categories (cosine similarity; '?': fewer than 20 training rows)")
+        embeddings = {
+            column: (model.get_layer(f"embedding_{i}").get_weights()[0], vocabulary)
+            for i, (column, vocabulary) in enumerate(vocabularies.items())
+        }
+        for column, (weights, vocabulary) in embeddings.items():
+            if len(vocabulary) > 10:
+                print_nearest(weights, vocabulary, column, width)
+
+        new = folder / ".saving"
+        for column, (weights, vocabulary) in embeddings.items():
+            np.save(new / f"{stems[column]}.npy", weights)
+            vocabulary.to_csv(new / f"{stems[column]}.csv", index=False, quoting=csv.QUOTE_NONNUMERIC)
+        write_projector(new / "projector", embeddings, stems)
+        columns = {
+            column: {"file": stems[column], "fingerprint": fingerprint_embedding(*embeddings[column])}
+            for column in CATEGORICAL_COLUMNS
+        }
+        save_run(folder, {"columns": columns, "rows": rows, "target": target_info, "test": {ALONE: figures}})
+        print("Saved")
+        for column, (weights, _) in embeddings.items():
+            print(f"  {folder / stems[column]}.npy {weights.shape} and .csv")
+
+
+if __name__ == "__main__":
+    main()
