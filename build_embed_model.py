@@ -43,6 +43,7 @@ LEARNING_RATE = 5e-3  # the highest, after warm-up; loaded vectors are trained a
 # ----------------------------------------------------------------------------------------------------------------------
 
 MODEL_FILE = "embed_model.keras"
+READ_AS_MISSING = ["NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "<NA>", "#N/A", "-nan", "-NaN"]  # by pandas
 
 
 def load_embedding(column, run):
@@ -114,10 +115,12 @@ def build_model(embeddings, known_numbers, target_info):
     ids = keras.Input((len(embeddings),), dtype="int32")
     numbers = keras.Input((known_numbers.shape[1],))
     shown = base.hide_some(ids, rate=0.02)
-    parts = [
-        layers.Embedding(*weights.shape, weights=[weights], trainable=TRAIN_EMBEDDINGS, name=f"embedding_{i}")(shown[:, i])
-        for i, (weights, _) in enumerate(embeddings)
-    ]
+    parts = []
+    for i, (weights, _) in enumerate(embeddings):
+        layer = layers.Embedding(*weights.shape, weights=[weights], trainable=TRAIN_EMBEDDINGS, name=f"embedding_{i}")
+        vectors = layer(shown[:, i])
+        # Eight numbers are what the network sees of a longer vector: fewer to learn a rare category's rows by heart.
+        parts.append(layers.Dense(8, use_bias=False)(vectors) if weights.shape[1] > 8 else vectors)
     if known_numbers.shape[1]:
         parts.append(embed_numbers(numbers, known_numbers))
     return keras.Model([ids, numbers], base.dense_layers(layers.concatenate(parts), target_info))
@@ -216,6 +219,75 @@ def main():
 
 
 # Using what was learned
+
+
+def read_cells(frame, column, vocabulary=None):
+    """Return a column of a frame as it stood in the file: an array of text, or without a vocabulary of float32 numbers.
+
+    Where pandas has read a categorical column's text as numbers or truth values, each becomes the category of the same
+    value: 1 and 1.0 become "1", or "01" where that is the one there is. Missing cells are "" or NaN. Raises
+    base.InputError where the column is not there, or what stood in the file cannot be told any more.
+    """
+    if column not in frame:
+        raise base.InputError(f"The frame has no column {column!r}, which the model needs.")
+    cells = frame[column].astype(object).reset_index(drop=True)
+    present = cells.notna()
+    if vocabulary is None:
+        numbers = pd.to_numeric(cells, errors="coerce").astype("float32")
+        wrong = cells[present & ~np.isfinite(numbers) & ~cells.isin(base.MISSING_NUMBERS)]
+        if len(wrong):
+            raise base.InputError(f"Column {column!r} holds {wrong.iloc[0]!r}, which is not a number that can be used.")
+        return numbers.to_numpy()
+    known = vocabulary["category"][1:]
+    remedy = f"read the file with dtype={{{column!r}: str}}, keep_default_na=False"
+    if not present.all() and known.isin(READ_AS_MISSING).any():
+        raise base.InputError(f"Missing cells of column {column!r} may have been text such as 'NA': {remedy}.")
+    if present.any() and not cells[present].map(type).eq(str).all():
+        values = known.str.lower().replace({"true": 1, "false": 0}) if pd.api.types.is_bool_dtype(frame[column]) else known
+        by_value = pd.Series(known.to_numpy(), index=pd.to_numeric(values, errors="coerce"))
+        by_value = by_value[by_value.index.notna()]
+        numbers = pd.to_numeric(cells, errors="coerce")
+        if by_value.index.has_duplicates or numbers[present].isna().any():
+            raise base.InputError(f"Column {column!r} is not the text of the file, and which category is meant is open: {remedy}.")
+        cells = numbers.map(by_value).fillna(cells.astype(str))
+    return cells.where(present, "").to_numpy(object)
+
+
+@functools.lru_cache(maxsize=1)
+def load_model(file, modified):
+    """Return the saved model; loaded once, and again when the time at which the file was modified is another."""
+    return keras.models.load_model(file, safe_mode=True)
+
+
+def predict(frame):
+    """Return the saved model's answers for a pandas frame of raw columns, one for each row, in the frame's order.
+
+    Regression: float32 (rows,), in the target's units. Binary: the probability of the class that is last when sorted.
+    Multiclass: (rows, classes), classes sorted. Other columns than the model's are ignored. Raises base.InputError.
+    """
+    file = Path(base.EMBEDDINGS_DIR) / MODEL_FILE
+    if not file.exists():
+        raise base.InputError(f"No file {file}: run build_embed_model.py first.")
+    model, run = load_model(file, file.stat().st_mtime_ns), base.read_run(base.EMBEDDINGS_DIR)
+    inputs = {
+        column: read_cells(frame, column, load_embedding(column, run)[1] if kind.dtype == "string" else None)
+        for column, kind in model.input.items()
+    }
+    return model.predict(inputs, batch_size=8192, verbose=0) if len(frame) else np.empty((0, *model.output_shape[1:]), "float32")
+
+
+def embed(frame):
+    """Return the frame with each categorical column replaced by its vector as build_embeddings.py saved it.
+
+    The columns of a vector of "dest" are dest_0, dest_1, ..., float32, behind the frame's other columns. A category
+    without a row, or a missing cell where training had none, gets row 0. Raises base.InputError.
+    """
+    run, parts = base.read_run(base.EMBEDDINGS_DIR), [frame.drop(columns=CATEGORICAL_COLUMNS, errors="ignore")]
+    for column in CATEGORICAL_COLUMNS:
+        weights, vocabulary = load_embedding(column, run)
+        vectors = weights[base.row_numbers(pd.Categorical(read_cells(frame, column, vocabulary)), vocabulary)]
+        parts.append(pd.DataFrame(vectors, index=frame.index).add_prefix(f"{column}_"))
+    return pd.concat(parts, axis=1)
 
 
 if __name__ == "__main__":

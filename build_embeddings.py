@@ -337,12 +337,14 @@ def embedding_dim(cardinality):
 def dense_layers(features, target_info, members=2):
     """Return the answers (rows, members) or (rows, members, classes) of networks that share all weights but a few.
 
-    Each member sees the features through scales of its own, trained with the rest, and has an output layer of its own:
+    Each member sees the features through signs of its own, trained with the rest, and has an output layer of its own:
     their mean is better than one network and costs less than several (TabM, Gorishniy 2024, arXiv:2410.24210).
     """
     hidden = layers.RepeatVector(members)(features)
-    own = keras.initializers.RandomNormal(stddev=1.0)
-    hidden = layers.EinsumDense("rmf,mf->rmf", output_shape=hidden.shape[1:], kernel_initializer=own)(hidden)
+    own = layers.EinsumDense("rmf,mf->rmf", output_shape=hidden.shape[1:], kernel_initializer="ones")
+    hidden = own(hidden)
+    if members > 1:
+        own.set_weights([np.random.default_rng(SEED).choice([-1.0, 1.0], own.kernel.shape)])
     for units in (512, 256):
         hidden = layers.Dense(units, activation="relu", kernel_initializer="he_normal")(hidden)
     outputs = len(target_info["classes"]) if TASK == "multiclass" else 1
@@ -563,7 +565,7 @@ def main():
             train(model, [ids], target, part, EPOCHS, LEARNING_RATE)
 
         test = part == TEST
-        figures = score(target[test], model.predict(ids[test], batch_size=8192, verbose=0).mean(axis=1), target_info)
+        figures = score(target[test], model.predict([ids[test]], batch_size=8192, verbose=0).mean(axis=1), target_info)
         print("Test", ", ".join(f"{name} {value:.4g}" for name, value in figures.items()), TARGET_COLUMN)
 
         print("Nearest categories (cosine similarity; '?': fewer than 20 training rows)")
