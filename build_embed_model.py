@@ -38,8 +38,8 @@ NUMERICAL_COLUMNS = [  # may be empty
 
 # training
 TRAIN_EMBEDDINGS = True  # False keeps the loaded vectors exactly as they are: for vectors that must mean the same later
-EPOCHS = None  # None: few for many rows, more for few rows
-LEARNING_RATE = 5e-3  # the highest, after warm-up; loaded vectors are trained at a tenth of it
+EPOCHS = None  # None: 30 below 100,000 training rows, else 12
+LEARNING_RATE = 5e-3  # the highest; lower it if training diverges
 # ----------------------------------------------------------------------------------------------------------------------
 
 MODEL_FILE = "embed_model.keras"
@@ -107,7 +107,7 @@ def embed_numbers(numbers, known):
     return layers.concatenate([layers.Flatten()(bumps), scaled, ops.cast(missing, "float32")])
 
 
-def build_model(embeddings, known_numbers, target_info):
+def build_model(embeddings, known_numbers, target_info, small):
     """Return the network: ids (rows, columns) int32 and numbers (rows, columns) float32 -> answers of its members.
 
     embeddings: (weights, vocabulary) of each column; known_numbers: the training rows' numbers, which set the scales.
@@ -123,7 +123,8 @@ def build_model(embeddings, known_numbers, target_info):
         parts.append(layers.Dense(8, use_bias=False)(vectors) if weights.shape[1] > 8 else vectors)
     if known_numbers.shape[1]:
         parts.append(embed_numbers(numbers, known_numbers))
-    return keras.Model([ids, numbers], base.dense_layers(layers.concatenate(parts), target_info))
+    features = layers.concatenate(parts) if len(parts) > 1 else parts[0]
+    return keras.Model([ids, numbers], base.dense_layers(features, target_info, small))
 
 
 def boost(ids, numbers, target, part):
@@ -192,8 +193,8 @@ def main():
         training, test = part == base.TRAINING, part == base.TEST
 
         with base.stage(f"Training on {len(embeddings)} embeddings + {len(NUMERICAL_COLUMNS)} numerical columns"):
-            model = build_model(embeddings, numbers[training], target_info)
-            base.train(model, [ids, numbers], target, part, EPOCHS, LEARNING_RATE)
+            model = build_model(embeddings, numbers[training], target_info, base.is_small(part))
+            base.train(model, [ids, numbers], target, part, EPOCHS or (30 if base.is_small(part) else 12), LEARNING_RATE)
             answers = model.predict([ids[test], numbers[test]], batch_size=8192, verbose=0).mean(axis=1)
         with base.stage("Gradient boosting (scikit-learn) on the same rows, at most 1,000 iterations"):
             boosted = boost(ids, numbers, target, part)
@@ -233,11 +234,10 @@ def read_cells(frame, column, vocabulary=None):
     cells = frame[column].astype(object).reset_index(drop=True)
     present = cells.notna()
     if vocabulary is None:
-        numbers = pd.to_numeric(cells, errors="coerce").astype("float32")
-        wrong = cells[present & ~np.isfinite(numbers) & ~cells.isin(base.MISSING_NUMBERS)]
-        if len(wrong):
-            raise base.InputError(f"Column {column!r} holds {wrong.iloc[0]!r}, which is not a number that can be used.")
-        return numbers.to_numpy()
+        numbers = base.to_numbers(cells)
+        if np.isinf(numbers).any():
+            raise base.InputError(f"Column {column!r} holds {cells[np.isinf(numbers)].iloc[0]!r}, which is not a number.")
+        return numbers.astype("float32")
     known = vocabulary["category"][1:]
     remedy = f"read the file with dtype={{{column!r}: str}}, keep_default_na=False"
     if not present.all() and known.isin(READ_AS_MISSING).any():

@@ -27,6 +27,7 @@ import shutil
 import sys
 import time
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 try:
@@ -34,7 +35,7 @@ try:
 except ImportError:  # Windows: nothing keeps two runs at once out of one folder
     fcntl = None
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # must stand before the import: hides TensorFlow's start-up chatter
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # must stand before the import: hides TensorFlow's start-up chatter
 
 import keras
 import numpy as np
@@ -60,9 +61,9 @@ MAX_EMBEDDING_DIM = 50  # a category's vector has min(cardinality / 2, this) num
 EMBEDDINGS_DIR = "embeddings"
 
 # training
-EPOCHS = None  # None: few for many rows, more for few rows; the best epoch on the validation rows is kept in any case
+EPOCHS = None  # None: 30 below 100,000 training rows, else 6; the best one on the validation rows is kept in any case
 BATCH_SIZE = None  # None: follows the number of rows; a larger batch is faster for each row and learns less from it
-LEARNING_RATE = 5e-3  # the highest, after warm-up; lower it if training diverges
+LEARNING_RATE = 5e-3  # the highest; lower it if training diverges
 SEED = 0  # another seed: other random rows held out, other random starts
 # ----------------------------------------------------------------------------------------------------------------------
 
@@ -70,7 +71,7 @@ TRAINING, VALIDATION, TEST = 0, 1, 2  # the parts into which split_rows divides 
 UNKNOWN = "<unknown>"  # how row 0 is called in the vocabulary file; it is found by its place, never by this name
 MISSING_NUMBERS = ["", "NA", "NaN", "nan"]  # in numerical columns; in categorical ones they are text like any other
 ALONE = "categorical columns alone (build_embeddings.py)"  # the name of the first script's line in the final report
-PIECE_ROWS = 2**18  # rows of text in memory at a time while reading
+PIECE_ROWS = 2**13  # rows of text in memory at a time while reading; few enough for the processor's cache
 
 
 class InputError(ValueError):
@@ -140,90 +141,60 @@ def read_lines(file):
         raise InputError(f"{file}, line {line}: not readable as CSV ({error}); correct or replace the file.") from error
 
 
-def table_files():
-    """Return the files that DATA_FILE names, in the order of their names."""
-    files = [DATA_FILE] if Path(DATA_FILE).is_file() else sorted(glob.glob(DATA_FILE))
-    if not files:
-        raise InputError(f"No file {DATA_FILE}: correct DATA_FILE in build_embeddings.py.")
-    return files
-
-
-def first_cell(column, is_wrong):
-    """Return 'file, line n: column c holds v' for the first cell of a column for which is_wrong(cell) is true, or None."""
-    for file in table_files():
-        lines = read_lines(file)
-        position = next(lines)[1].index(column)
-        for line, cells in lines:
-            if is_wrong(cells[position]):
-                return f"{file}, line {line}: column {column!r} holds {cells[position][:50]!r}"
-    return None
-
-
-def is_not_a_number(cell):
-    """Tell whether a cell is neither missing nor a number that float32 can hold."""
-    try:
-        return cell not in MISSING_NUMBERS and not abs(float(cell)) <= np.finfo("float32").max
-    except ValueError:
-        return True
-
-
-def check_header(file, columns):
-    """Raise InputError where a file lacks one of the columns or has two of one name."""
-    header = next(read_lines(file), (1, []))[1]
-    for column in columns:
-        if column not in header:
-            close = difflib.get_close_matches(column, header, n=1, cutoff=0) or ["(the file is empty)"]
-            raise InputError(f"{file} has no column {column!r}; the closest that it has is {close[0]!r}.")
-        if header.count(column) > 1:
-            raise InputError(f"{file}, line 1: {header.count(column)} columns are called {column!r}; rename all but one.")
+def to_numbers(cells):
+    """Return a Series of cells as float64: NaN where missing, infinite where it is no number that float32 can hold."""
+    missing = cells.isna() | cells.isin(MISSING_NUMBERS)
+    numbers = pd.to_numeric(cells.where(~missing), errors="coerce").to_numpy("float64", copy=True)
+    numbers[~missing & ~(np.abs(numbers) <= np.finfo("float32").max)] = np.inf
+    return numbers
 
 
 def read_table(text_columns, number_columns):
-    """Read columns of DATA_FILE into a dict: pandas Categoricals of the text in the file, and float arrays.
+    """Read columns of DATA_FILE into a dict: pandas Categoricals of the text in the file, and arrays of numbers.
 
     Numbers are float32, NaN where missing; the target of a regression is float64. The file is read in pieces, so that
-    its text is never in memory as a whole. Raises InputError for a table that cannot be read as it is meant.
+    its text is never in memory as a whole, and with the csv module, because pandas is silent about lines that are too
+    short. Raises InputError for a table that cannot be read as it is meant.
     """
-    columns = list(dict.fromkeys([*text_columns, *number_columns]))
-    pieces = {column: [] for column in columns}
-    rows = 0
-    for file in table_files():
-        check_header(file, columns)
-        try:
-            for piece in pd.read_csv(
-                file,
-                usecols=columns,
-                dtype={**dict.fromkeys(number_columns, "float64"), **dict.fromkeys(text_columns, str)},
-                keep_default_na=False,
-                na_values=dict.fromkeys(number_columns, MISSING_NUMBERS),
-                encoding="utf-8-sig",
-                chunksize=PIECE_ROWS,
-            ):
-                rows += len(piece)
-                for column in text_columns:
-                    pieces[column].append(pd.Categorical(piece[column]))
-                for column in number_columns:
-                    with np.errstate(over="ignore"):
-                        pieces[column].append(piece[column].to_numpy("float64" if column == TARGET_COLUMN else "float32"))
-                    if np.isinf(pieces[column][-1]).any():
-                        raise ValueError("infinite")
-        except (ValueError, OverflowError) as error:  # pandas tells neither the line nor the column
-            sum(1 for _ in read_lines(file))  # raises for a ragged line
-            for column in number_columns:
-                place = first_cell(column, is_not_a_number)
-                if place:
+    pieces = {column: [] for column in [*text_columns, *number_columns]}
+    row_count, without_target, first_without = 0, 0, None
+    files = [DATA_FILE] if Path(DATA_FILE).is_file() else sorted(glob.glob(DATA_FILE))
+    if not files:
+        raise InputError(f"No file {DATA_FILE}: correct DATA_FILE in build_embeddings.py.")
+    for file in files:
+        rows = read_lines(file)
+        header = next(rows, (1, []))[1]
+        for column in pieces:
+            if column not in header:
+                close = difflib.get_close_matches(column, header, n=1, cutoff=0) or ["no column at all"]
+                raise InputError(f"{file} has no column {column!r}; the closest that it has is {close[0]!r}.")
+            if header.count(column) > 1:
+                raise InputError(f"{file}: {header.count(column)} columns are called {column!r}; rename all but one.")
+        while piece := list(islice(rows, PIECE_ROWS)):
+            row_count += len(piece)
+            for column, values in pieces.items():
+                position = header.index(column)
+                cells = pd.Series([row[position] for _, row in piece], dtype=object)
+                numbers = to_numbers(cells) if column in number_columns else None
+                wrong = np.flatnonzero(np.isinf(numbers)) if column in number_columns else []
+                if len(wrong):
                     raise InputError(
-                        f"{place}, which is not a number that can be used; correct it, leave the cell empty if it is "
-                        "missing, or make the column a categorical one."
-                    ) from error
-            raise InputError(f"{file} cannot be read ({error}).") from error
-        sum(1 for _ in read_lines(file))  # pandas is silent about lines that are too short or too long
-    if rows < 20:
-        raise InputError(f"{DATA_FILE} has {rows} rows below its header; 20 are the fewest that can be split in three.")
-    for column in text_columns:
-        pieces[column] = pd.api.types.union_categoricals(pieces[column])
-    for column in number_columns:
-        pieces[column] = np.concatenate(pieces[column])
+                        f"{file}, line {piece[wrong[0]][0]}: column {column!r} holds {cells[wrong[0]][:50]!r}, which is not a "
+                        "number that can be used; correct it, leave it empty if it is missing, or make the column categorical."
+                    )
+                if column == TARGET_COLUMN:
+                    missing = np.flatnonzero(cells == "" if numbers is None else np.isnan(numbers))
+                    without_target += len(missing)
+                    first_without = first_without or (len(missing) and f"{file}, line {piece[missing[0]][0]}")
+                elif numbers is not None:
+                    numbers = numbers.astype("float32")
+                values.append(pd.Categorical(cells) if numbers is None else numbers)
+    if row_count < 20:
+        raise InputError(f"{DATA_FILE} has {row_count} rows below its header; 20 are the fewest that can be split in three.")
+    if without_target:
+        raise InputError(f"{first_without}: no {TARGET_COLUMN!r}, as in {without_target:,} rows in all; remove these rows.")
+    for column, values in pieces.items():
+        pieces[column] = (pd.api.types.union_categoricals if column in text_columns else np.concatenate)(values)
     return pieces
 
 
@@ -248,8 +219,7 @@ def split_rows(row_count, order=None):
             except ValueError as error:
                 raise InputError(f"SPLIT_COLUMN {SPLIT_COLUMN!r} must hold numbers or dates ({error}).") from error
         if values.isna().any():
-            place = first_cell(SPLIT_COLUMN, lambda cell: cell == "")
-            raise InputError(f"{place}; a column that splits the table must not have missing cells.")
+            raise InputError(f"SPLIT_COLUMN {SPLIT_COLUMN!r} has missing cells; fill them in, or remove their rows.")
         rank = values.rank(method="dense").to_numpy("int64")[order.codes]
     tenth = row_count // 10
     first_held_out = np.sort(rank)[[row_count - 2 * tenth, row_count - tenth]]
@@ -266,12 +236,7 @@ def read_target(table, part):
     which are sorted as text; the second of a binary target is the one whose probability is predicted.
     """
     target = table[TARGET_COLUMN]
-    regression = TASK == "regression"
-    missing = np.isnan(target) if regression else target == ""
-    if missing.any():
-        place = first_cell(TARGET_COLUMN, MISSING_NUMBERS.__contains__ if regression else "".__eq__)
-        raise InputError(f"{place}; {missing.sum():,} rows have no target: remove them from the table.")
-    if not regression:
+    if TASK != "regression":
         classes = sorted(target[part == TRAINING].unique())
         if len(classes) < 2 or TASK == "binary" and len(classes) > 2:
             raise InputError(
@@ -334,19 +299,26 @@ def embedding_dim(cardinality):
     return max(2, min(cardinality // 2, MAX_EMBEDDING_DIM))
 
 
-def dense_layers(features, target_info, members=2):
+def is_small(part):
+    """Tell whether a table is so small that a network must be kept from learning its rows by heart."""
+    return np.sum(part == TRAINING) < 100_000
+
+
+def dense_layers(features, target_info, small):
     """Return the answers (rows, members) or (rows, members, classes) of networks that share all weights but a few.
 
-    Each member sees the features through signs of its own, trained with the rest, and has an output layer of its own:
-    their mean is better than one network and costs less than several (TabM, Gorishniy 2024, arXiv:2410.24210).
+    On a small table, four members see the features through signs of their own, trained with the rest, and have output
+    layers of their own: their mean is better than one network (TabM: Gorishniy et al. 2024, arXiv:2410.24210).
     """
+    members = 4 if small else 1
     hidden = layers.RepeatVector(members)(features)
-    own = layers.EinsumDense("rmf,mf->rmf", output_shape=hidden.shape[1:], kernel_initializer="ones")
-    hidden = own(hidden)
-    if members > 1:
-        own.set_weights([np.random.default_rng(SEED).choice([-1.0, 1.0], own.kernel.shape)])
+    if small:
+        signs = layers.EinsumDense("rmf,mf->rmf", output_shape=hidden.shape[1:])
+        hidden = signs(hidden)
+        signs.set_weights([np.random.default_rng(SEED).choice([-1.0, 1.0], signs.kernel.shape)])
     for units in (512, 256):
         hidden = layers.Dense(units, activation="relu", kernel_initializer="he_normal")(hidden)
+        hidden = layers.Dropout(0.1 if small else 0.0)(hidden)
     outputs = len(target_info["classes"]) if TASK == "multiclass" else 1
     answers = layers.EinsumDense("rmf,mfo->rmo", output_shape=(members, outputs), bias_axes="mo")(hidden)
     if TASK == "multiclass":
@@ -361,7 +333,7 @@ def hide_some(ids, rate):
     return ids * ops.cast(kept > 0, "int32")
 
 
-def build_model(vocabularies, target_info):
+def build_model(vocabularies, target_info, small):
     """Return the network: ids (rows, columns) int32 -> a vector for each -> dense layers -> the target."""
     ids = keras.Input((len(vocabularies),), dtype="int32")
     shown = hide_some(ids, rate=0.05)
@@ -370,23 +342,26 @@ def build_model(vocabularies, target_info):
         for i, vocabulary in enumerate(vocabularies.values())
     ]
     features = layers.Dropout(0.05)(layers.concatenate(vectors) if len(vectors) > 1 else vectors[0])
-    return keras.Model([ids], dense_layers(features, target_info, members=1))
+    return keras.Model([ids], dense_layers(features, target_info, small))
 
 
 def train(model, inputs, target, part, epochs, learning_rate):
     """Fit a model on the training rows and leave it with the weights of its best epoch on the validation rows.
 
-    inputs: a list of arrays over all rows. The learning rate warms up over a twentieth of the steps, then follows half
-    a cosine down to zero. Raises InputError where training diverges.
+    inputs: a list of arrays over all rows. The learning rate warms up and falls to zero along half a cosine. On a small
+    table it falls four times, each time over twice as many epochs (Loshchilov and Hutter 2017, arXiv:1608.03983): a good
+    epoch may come early, where the rows are soon learned by heart, or late. Raises InputError where training diverges.
     """
     target = np.repeat(target[:, None], model.output_shape[1], axis=1)  # every member learns from every row
     training, validation = np.flatnonzero(part == TRAINING), np.flatnonzero(part == VALIDATION)
-    batch_size = BATCH_SIZE or 2 ** int(np.clip(np.log2(len(training) / 500), 5, 8))
-    epochs = epochs or int(np.clip(2_000_000 / len(training), 8, 60))
+    batch_size = BATCH_SIZE or 2 ** int(np.clip(np.log2(len(training) / 100), 5, 8))
     steps = -(-len(training) // batch_size) * epochs
-    schedule = keras.optimizers.schedules.CosineDecay(
-        learning_rate / 100, steps - steps // 20, alpha=0.0, warmup_target=learning_rate, warmup_steps=steps // 20
-    )
+    if is_small(part):
+        schedule = keras.optimizers.schedules.CosineDecayRestarts(learning_rate, -(-steps // 15), t_mul=2.0)
+    else:
+        schedule = keras.optimizers.schedules.CosineDecay(
+            0.0, steps - steps // 20, warmup_target=learning_rate, warmup_steps=steps // 20
+        )
     optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.05)
     optimizer.exclude_from_weight_decay(var_names=["bias"])
     loss = {"regression": "mse", "binary": "binary_crossentropy", "multiclass": "sparse_categorical_crossentropy"}[TASK]
@@ -398,7 +373,7 @@ def train(model, inputs, target, part, epochs, learning_rate):
         epochs=epochs,
         validation_data=([values[validation] for values in inputs], target[validation]),
         validation_batch_size=4096,
-        callbacks=[keras.callbacks.EarlyStopping(patience=max(4, epochs // 4), restore_best_weights=True)],
+        callbacks=[keras.callbacks.EarlyStopping(patience=epochs, restore_best_weights=True)],  # after all epochs
         verbose=1 if sys.stdout.isatty() else 2,
     )
     if not all(np.isfinite(weights).all() for weights in model.get_weights()):
@@ -561,8 +536,8 @@ def main():
 
         with stage(f"Training on {len(CATEGORICAL_COLUMNS)} categorical columns"):
             ids = np.column_stack([row_numbers(table[column], vocabularies[column]) for column in CATEGORICAL_COLUMNS])
-            model = build_model(vocabularies, target_info)
-            train(model, [ids], target, part, EPOCHS, LEARNING_RATE)
+            model = build_model(vocabularies, target_info, is_small(part))
+            train(model, [ids], target, part, EPOCHS or (30 if is_small(part) else 6), LEARNING_RATE)
 
         test = part == TEST
         figures = score(target[test], model.predict([ids[test]], batch_size=8192, verbose=0).mean(axis=1), target_info)
