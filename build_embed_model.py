@@ -43,6 +43,7 @@ LEARNING_RATE = 5e-3  # the highest; lower it if training diverges
 # ----------------------------------------------------------------------------------------------------------------------
 
 MODEL_FILE = "embed_model.keras"
+warnings.filterwarnings("ignore", message="When providing `inputs` as a dict")  # not every column's name can be an input's
 READ_AS_MISSING = ["NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "<NA>", "#N/A", "-nan", "-NaN"]  # by pandas
 
 
@@ -85,9 +86,10 @@ def embed_numbers(numbers, known):
     """
     low, median, high = np.nanquantile(known, [0.25, 0.5, 0.75], axis=0)
     spread = np.where(high > low, high - low, np.nanmax(np.abs(known - median), axis=0))
-    scaled = layers.Normalization(mean=median, variance=np.where(spread > 0, spread, 1.0) ** 2)(numbers)
+    centred = layers.Rescaling(1.0, offset=(-median).tolist())(numbers)
+    scaled = layers.Rescaling((1 / np.where(spread > 0, spread, 1.0)).tolist())(centred)
     missing = ops.isnan(numbers)
-    scaled = ops.where(missing, 0.0, scaled)
+    scaled = ops.clip(ops.where(missing, 0.0, scaled), -1e6, 1e6)  # a square must not overflow
     scaled = scaled / ops.sqrt(1 + ops.square(scaled / 3))
     columns, waves, features = numbers.shape[1], 24, 12
     angles = layers.EinsumDense(
@@ -172,9 +174,7 @@ def raw_model(model, embeddings, target_info):
     if base.TASK == "regression":
         answers = layers.Rescaling(target_info["std"], target_info["mean"])(answers)
         answers = ops.expm1(answers) if base.LOG_TARGET else answers
-    with warnings.catch_warnings():  # Keras warns of input names that differ from the keys, as they must where a
-        warnings.simplefilter("ignore")  # column's name cannot be an input's
-        return keras.Model(inputs, answers)
+    return keras.Model(inputs, answers)
 
 
 @base.plain_errors()
@@ -191,6 +191,9 @@ def main():
         ])
         numbers = np.column_stack([np.empty((len(ids), 0), "float32"), *(table[column] for column in NUMERICAL_COLUMNS)])
         training, test = part == base.TRAINING, part == base.TEST
+        for column, values in zip(NUMERICAL_COLUMNS, numbers[training].T):
+            if np.isnan(values).all():
+                raise base.InputError(f"Column {column!r} has no number in the training rows: take it off NUMERICAL_COLUMNS.")
 
         with base.stage(f"Training on {len(embeddings)} embeddings + {len(NUMERICAL_COLUMNS)} numerical columns"):
             model = build_model(embeddings, numbers[training], target_info, base.is_small(part))

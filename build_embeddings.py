@@ -35,7 +35,8 @@ try:
 except ImportError:  # Windows: nothing keeps two runs at once out of one folder
     fcntl = None
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # must stand before the import: hides TensorFlow's start-up chatter
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before the imports: hides most of TensorFlow's start-up chatter
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # boosting beside other work: threads that spin can take 30 times longer
 
 import keras
 import numpy as np
@@ -86,7 +87,7 @@ def plain_errors():
     except (InputError, OSError) as error:
         sys.exit(f"Error: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"Stopped before anything was saved: {EMBEDDINGS_DIR}/ holds what it held before.")
+        sys.exit(f"Stopped: {EMBEDDINGS_DIR}/ holds the last run that was completed.")
 
 
 @contextmanager
@@ -447,6 +448,7 @@ def locked_folder():
         except BlockingIOError as error:
             raise InputError(f"Another run is using {folder}/: wait for its end, or set another EMBEDDINGS_DIR.") from error
         finish_saving(folder)
+        read_run(folder)  # a damaged file must not be found after hours of training
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
         try:
@@ -490,7 +492,15 @@ def finish_saving(folder):
 def read_run(folder):
     """Return what run.json says of the run whose files are in the folder, an empty dict where there is none."""
     file = Path(folder) / "run.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except ValueError as error:
+        raise InputError(f"{file} is damaged ({error}): remove it and run build_embeddings.py again.") from error
+
+
+def label(category):
+    """Return a category as it is shown on one line: white space folded, at most 40 characters."""
+    return " ".join(category.split())[:40] or "(empty)"
 
 
 def write_projector(folder, embeddings, stems):
@@ -500,10 +510,10 @@ def write_projector(folder, embeddings, stems):
     for column, (weights, vocabulary) in embeddings.items():
         stem = stems[column]
         np.savetxt(folder / f"{stem}.vectors.tsv", weights[:10_000], "%.5g", delimiter="\t")
-        labels = vocabulary[:10_000].assign(category=[" ".join(c.split()) or "(empty)" for c in vocabulary["category"][:10_000]])
+        labels = vocabulary[:10_000].assign(category=vocabulary["category"][:10_000].map(label))
         labels.to_csv(folder / f"{stem}.labels.tsv", sep="\t", index=False, quoting=csv.QUOTE_NONE)
         config += (
-            f'embeddings {{\n  tensor_name: {json.dumps(column)}\n  tensor_path: "{stem}.vectors.tsv"\n'
+            f'embeddings {{\n  tensor_name: {json.dumps(column, ensure_ascii=False)}\n  tensor_path: "{stem}.vectors.tsv"\n'
             f'  metadata_path: "{stem}.labels.tsv"\n}}\n'
         )
     (folder / "projector_config.pbtxt").write_text(config, encoding="utf-8")
@@ -514,7 +524,7 @@ def print_nearest(weights, vocabulary, column, width):
     directions = weights / np.maximum(np.linalg.norm(weights, axis=1, keepdims=True), 1e-12)
     for row in (1, 2, 3):
         similarity = directions[1:] @ directions[row]
-        names = vocabulary["category"] + np.where(vocabulary["count"] < 20, "?", "")
+        names = vocabulary["category"].map(label) + np.where(vocabulary["count"] < 20, "?", "")
         nearest = [i for i in np.argsort(-similarity) + 1 if i != row][:4]
         found = ", ".join(f"{names[i]} {similarity[i - 1]:.2f}" for i in nearest)
         print(f"  {column if row == 1 else '':<{width}}  {names[row]} ({vocabulary['count'][row]:,} rows): {found}")
@@ -529,10 +539,11 @@ def main():
         print("Embeddings")
         stems = file_stems(CATEGORICAL_COLUMNS)
         vocabularies = {column: build_vocabulary(table[column], part) for column in CATEGORICAL_COLUMNS}
-        width = max(map(len, CATEGORICAL_COLUMNS))
+        width, row_count = max(map(len, CATEGORICAL_COLUMNS)), np.sum(part == TRAINING)
         for column, vocabulary in vocabularies.items():
             cardinality = len(vocabulary) - 1
-            print(f"  {column:<{width}} {cardinality:>7,} categories -> {embedding_dim(cardinality)} dimensions")
+            doubt = " (hardly a category twice: its vectors will not generalise)" if cardinality > row_count / 4 else ""
+            print(f"  {column:<{width}} {cardinality:>7,} categories -> {embedding_dim(cardinality)} dimensions{doubt}")
 
         with stage(f"Training on {len(CATEGORICAL_COLUMNS)} categorical columns"):
             ids = np.column_stack([row_numbers(table[column], vocabularies[column]) for column in CATEGORICAL_COLUMNS])
