@@ -54,11 +54,11 @@ def load_embedding(column, run):
     """
     if column not in run.get("columns", {}):
         raise base.InputError(f"{base.EMBEDDINGS_DIR}/ has no embedding of {column!r}: run build_embeddings.py with it first.")
-    file = Path(base.EMBEDDINGS_DIR) / run["columns"][column]["file"]
     try:
+        file = Path(base.EMBEDDINGS_DIR) / run["columns"][column]["file"]
         weights = np.load(f"{file}.npy", allow_pickle=False)
         vocabulary = pd.read_csv(f"{file}.csv", dtype={"category": str, "count": "int64"}, keep_default_na=False)
-        whole = weights.dtype == "float32" and len(weights) == len(vocabulary) and np.isfinite(weights).all()
+        whole = weights.dtype == "float32" and weights.ndim == 2 and len(weights) == len(vocabulary) and np.isfinite(weights).all()
         if not whole or base.fingerprint_embedding(weights, vocabulary) != run["columns"][column]["fingerprint"]:
             raise ValueError("they are not the pair that one run saved")
     except (OSError, EOFError, ValueError, KeyError) as error:
@@ -84,10 +84,11 @@ def embed_numbers(numbers, known):
     (RealMLP), so that no outlier weighs more than 3; a missing cell becomes 0 and sets a mark. Each column is then also
     seen through its own learned waves, cos(w x + b), from which a small layer makes steps and bumps (Gorishniy 2022).
     """
-    low, median, high = np.nanquantile(known, [0.25, 0.5, 0.75], axis=0)
-    spread = np.where(high > low, high - low, np.nanmax(np.abs(known - median), axis=0))
-    centred = layers.Rescaling(1.0, offset=(-median).tolist())(numbers)
-    scaled = layers.Rescaling((1 / np.where(spread > 0, spread, 1.0)).tolist())(centred)
+    with np.errstate(over="ignore"):  # a column as wide as float32 gets a spread of infinity: it says nothing, and is 0
+        low, median, high = np.nanquantile(known, [0.25, 0.5, 0.75], axis=0)
+        spread = np.where(high > low, high - low, np.nanmax(np.abs(known - median), axis=0))
+    scale = 1 / np.where(spread > 0, spread, 1.0)
+    scaled = layers.Rescaling(scale.tolist(), offset=(-median * scale).tolist())(numbers)
     missing = ops.isnan(numbers)
     scaled = ops.clip(ops.where(missing, 0.0, scaled), -1e6, 1e6)  # a square must not overflow
     scaled = scaled / ops.sqrt(1 + ops.square(scaled / 3))
@@ -172,7 +173,8 @@ def raw_model(model, embeddings, target_info):
     numbers = ops.stack(numbers, axis=1) if numbers else ops.zeros((1, 0)) + ops.cast(ids[:, :0], "float32")
     answers = ops.mean(model([ids, numbers]), axis=1)
     if base.TASK == "regression":
-        answers = layers.Rescaling(target_info["std"], target_info["mean"])(answers)
+        # float32 would not tell apart answers around 1e9 that differ by less than 64
+        answers = layers.Rescaling(target_info["std"], target_info["mean"], dtype="float64")(answers)
         answers = ops.expm1(answers) if base.LOG_TARGET else answers
     return keras.Model(inputs, answers)
 
@@ -217,8 +219,9 @@ def main():
         print(f"{title:<58}", *(f"{name:>14}" for name in report[base.ALONE]), f"  ({base.TARGET_COLUMN})")
         for name, figures in report.items():
             print(f"  {name:<56}", *(f"{figure:>14.4g}" for figure in figures.values()))
-        raw_model(model, embeddings, target_info).save(folder / ".saving" / MODEL_FILE)
-        base.save_run(folder, {**run, "test": report})
+        file = folder / ".saving" / MODEL_FILE
+        raw_model(model, embeddings, target_info).save(file)
+        base.save_run(folder, {**run, "test": report, "model": base.fingerprint(file.read_bytes())})
         print(f"Saved {folder / MODEL_FILE}")
 
 
@@ -257,26 +260,34 @@ def read_cells(frame, column, vocabulary=None):
 
 
 @functools.lru_cache(maxsize=1)
-def load_model(file, modified):
-    """Return the saved model; loaded once, and again when the time at which the file was modified is another."""
-    return keras.models.load_model(file, safe_mode=True)
+def load_model(file, run_file_time):
+    """Return the saved model and what run.json says of it; loaded once, and again after another run.
+
+    Raises base.InputError where there is no model, or another than the run saved.
+    """
+    run = base.read_run(file.parent)
+    try:
+        if base.fingerprint(file.read_bytes()) != run["model"]:
+            raise ValueError("it is not the one that this run saved")
+        return keras.models.load_model(file, safe_mode=True), run
+    except (OSError, ValueError, KeyError) as error:
+        raise base.InputError(f"{file} cannot be used ({error}): run build_embeddings.py, then build_embed_model.py.") from error
 
 
 def predict(frame):
     """Return the saved model's answers for a pandas frame of raw columns, one for each row, in the frame's order.
 
-    Regression: float32 (rows,), in the target's units. Binary: the probability of the class that is last when sorted.
+    Regression: float64 (rows,), in the target's units. Binary: the probability of the class that is last when sorted.
     Multiclass: (rows, classes), classes sorted. Other columns than the model's are ignored. Raises base.InputError.
     """
-    file = Path(base.EMBEDDINGS_DIR) / MODEL_FILE
-    if not file.exists():
-        raise base.InputError(f"No file {file}: run build_embed_model.py first.")
-    model, run = load_model(file, file.stat().st_mtime_ns), base.read_run(base.EMBEDDINGS_DIR)
+    folder = Path(base.EMBEDDINGS_DIR)
+    time = (folder / "run.json").stat().st_mtime_ns if (folder / "run.json").exists() else 0
+    model, run = load_model(folder / MODEL_FILE, time)
     inputs = {
         column: read_cells(frame, column, load_embedding(column, run)[1] if kind.dtype == "string" else None)
         for column, kind in model.input.items()
     }
-    return model.predict(inputs, batch_size=8192, verbose=0) if len(frame) else np.empty((0, *model.output_shape[1:]), "float32")
+    return model.predict(inputs, batch_size=8192, verbose=0) if len(frame) else np.empty((0, *model.output_shape[1:]))
 
 
 def embed(frame):

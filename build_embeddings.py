@@ -26,6 +26,7 @@ import re
 import shutil
 import sys
 import time
+import zlib
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -35,7 +36,7 @@ try:
 except ImportError:  # Windows: nothing keeps two runs at once out of one folder
     fcntl = None
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before the imports: hides most of TensorFlow's start-up chatter
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before the imports: hides what can be hidden of TensorFlow's chatter
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # boosting beside other work: threads that spin can take 30 times longer
 
 import keras
@@ -106,8 +107,8 @@ def check_columns(categorical_columns, numerical_columns):
     """Raise InputError where the settings contradict each other."""
     if TASK not in ("regression", "binary", "multiclass"):
         raise InputError(f"TASK is {TASK!r}; it must be 'regression', 'binary' or 'multiclass'.")
-    if not categorical_columns:
-        raise InputError("CATEGORICAL_COLUMNS is empty: name one column at least.")
+    if not categorical_columns or isinstance(categorical_columns, str) or isinstance(numerical_columns, str):
+        raise InputError("CATEGORICAL_COLUMNS is empty, or one of the lists is no list: name columns as in [\"dest\", \"month\"].")
     columns = [*categorical_columns, *numerical_columns]
     for column in columns:
         if columns.count(column) > 1:
@@ -138,7 +139,7 @@ def read_lines(file):
                 line = reader.line_num + 1
     except UnicodeDecodeError as error:
         raise InputError(f"{file}, near line {line}: not UTF-8 text ({error.reason}); save the file as UTF-8.") from error
-    except (csv.Error, EOFError, lzma.LZMAError, gzip.zlib.error) as error:
+    except (csv.Error, OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise InputError(f"{file}, line {line}: not readable as CSV ({error}); correct or replace the file.") from error
 
 
@@ -165,9 +166,11 @@ def read_table(text_columns, number_columns):
     for file in files:
         rows = read_lines(file)
         header = next(rows, (1, []))[1]
+        if not header:
+            raise InputError(f"{file} is empty; a table has a header and rows below it.")
         for column in pieces:
             if column not in header:
-                close = difflib.get_close_matches(column, header, n=1, cutoff=0) or ["no column at all"]
+                close = difflib.get_close_matches(column, header, n=1, cutoff=0)
                 raise InputError(f"{file} has no column {column!r}; the closest that it has is {close[0]!r}.")
             if header.count(column) > 1:
                 raise InputError(f"{file}: {header.count(column)} columns are called {column!r}; rename all but one.")
@@ -407,13 +410,15 @@ def score(target, answers, target_info):
 
 
 def fingerprint(*values):
-    """Return a SHA-256 of arrays, Categoricals or lists of text: equal for equal values in equal order."""
+    """Return a SHA-256 of bytes, arrays, Categoricals or lists of text: equal for equal values in equal order."""
     digest = hashlib.sha256()
     for value in values:
         if isinstance(value, pd.Categorical):
             digest.update(fingerprint(list(value.categories), value.codes.astype("int32")).encode())
+        elif isinstance(value, list):
+            digest.update(json.dumps(value).encode())
         else:
-            digest.update(json.dumps(value).encode() if isinstance(value, list) else np.ascontiguousarray(value))
+            digest.update(np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value)
     return digest.hexdigest()
 
 
@@ -493,8 +498,11 @@ def read_run(folder):
     """Return what run.json says of the run whose files are in the folder, an empty dict where there is none."""
     file = Path(folder) / "run.json"
     try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    except ValueError as error:
+        run = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        if run and not {"columns", "rows", "target", "test", "files"} <= run.keys():
+            raise ValueError("entries are missing")
+        return run if isinstance(run, dict) else {}
+    except (AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{file} is damaged ({error}): remove it and run build_embeddings.py again.") from error
 
 

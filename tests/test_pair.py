@@ -1,0 +1,359 @@
+"""The two scripts as a pair: what they save is what they trained, and no test row has a part in it."""
+
+import csv
+import re
+import subprocess
+import sys
+import zipfile
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT, made_up, report
+from forward import forward
+from sklearn.linear_model import RidgeCV
+from sklearn.model_selection import KFold, cross_val_score
+
+
+@pytest.fixture
+def fitted_models(monkeypatch):
+    """Collect every Keras model that is trained."""
+    models, fit = [], keras.Model.fit
+    monkeypatch.setattr(keras.Model, "fit", lambda model, *a, **k: (models.append(model), fit(model, *a, **k))[1])
+    return models
+
+
+def embedding_weights(model):
+    """Return the weights of all Embedding layers of a model and of the models in it, the widest first."""
+    inner = [layer for layer in model.layers if isinstance(layer, keras.Model)]
+    found = [layer.get_weights()[0] for layer in model.layers if isinstance(layer, keras.layers.Embedding)]
+    return sorted(found + [weights for each in inner for weights in embedding_weights(each)], key=len, reverse=True)
+
+
+# What is saved
+
+
+def test_saved_vectors_are_the_layers_and_numpy_gives_the_same_answers(pair, fitted_models, capsys):
+    one = pair(made_up())
+    one.run_base()
+    (model,) = fitted_models
+    matrices = {column: one.matrix(column) for column in ["c", "d"]}
+    for (saved, vocabulary), trained in zip(matrices.values(), embedding_weights(model), strict=True):
+        assert saved.dtype == np.float32
+        np.testing.assert_array_equal(saved, trained)
+        assert len(vocabulary) == len(saved)
+
+    ids = np.column_stack([
+        vocabulary.index[1:].to_series(index=vocabulary["category"][1:]).reindex(one.table[column]).fillna(0)
+        for column, (_, vocabulary) in matrices.items()
+    ]).astype(int)
+    test = one.test_rows()
+    answers = forward(model, [ids[test]], {})
+    np.testing.assert_allclose(answers, model.predict([ids[test]], verbose=0), rtol=1e-4, atol=1e-5)
+    # the figure that the script printed is that of these answers
+    train = one.base.split_rows(len(one.table)) == one.base.TRAINING
+    y = one.table["y"].to_numpy()
+    errors = y[test] - (answers.mean(axis=1) * y[train].std() + y[train].mean())
+    printed = float(re.search(r"Test RMSE ([\d.]+)", capsys.readouterr().out)[1])
+    assert printed == pytest.approx(np.sqrt(np.mean(errors**2)), rel=2e-3)
+
+
+@pytest.mark.parametrize("task", ["regression", "log", "binary", "multiclass"])
+def test_numpy_forward_pass_equals_predict(pair, task):
+    table = made_up()
+    if task == "log":
+        table["y"] = np.exp(table["y"] / 4)
+    elif task != "regression":
+        table["y"] = pd.cut(table["y"], [-99, 8, 99] if task == "binary" else [-99, 5, 10, 99], labels=False).map("class {}".format)
+    settings = {"TASK": "regression" if task == "log" else task, "LOG_TARGET": task == "log"}
+    one = pair(table, settings, {"TRAIN_EMBEDDINGS": False}).run()
+    model = one.trained_model()
+    for column, trained in zip(["c", "d"], embedding_weights(model), strict=True):
+        np.testing.assert_array_equal(one.matrix(column)[0], trained)  # so the .npy is what the answers come from
+    inputs = {"c": table["c"].tolist(), "d": table["d"].tolist(), "x": table["x"].to_numpy("float32")}
+    vocabularies = {column: one.matrix(column)[1]["category"].tolist() for column in ["c", "d"]}
+    with np.errstate(invalid="ignore"):
+        answers = forward(model, inputs, vocabularies)
+    np.testing.assert_allclose(np.squeeze(answers), np.squeeze(one.predict(table)), rtol=1e-3, atol=1e-5)
+
+
+def test_frozen_vectors_do_not_move_and_trainable_ones_do(pair):
+    one = pair(made_up()).run()
+    before = one.saved()
+    for train, moved in [(True, True), (False, False)]:
+        one.edit(model={"TRAIN_EMBEDDINGS": train})
+        one.run_model()
+        for column, trained in zip(["c", "d"], embedding_weights(one.trained_model()), strict=True):
+            assert np.array_equal(one.matrix(column)[0], trained) != moved, (column, train)
+    same = {name for name, content in one.saved().items() if content == before.get(name)}
+    assert {"c.npy", "c.csv", "d.npy", "d.csv"} <= same, "the second script must not touch what the first one saved"
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_the_vocabulary_says_which_row_is_whose(pair, train):
+    """Rows shuffled in both files of a column are the same embedding; the order of the table's categories says nothing."""
+    one = pair(made_up(), model={"TRAIN_EMBEDDINGS": train}).run()
+    before = one.predict(one.table), one.embed(one.table)
+    weights, vocabulary = one.matrix("c")
+    order = [0, *np.random.default_rng(1).permutation(np.arange(1, len(weights)))]  # row 0 is unknown by its place
+    assert order != sorted(order)
+    np.save(one.embeddings / "c.npy", weights[order])
+    vocabulary.iloc[order].to_csv(one.embeddings / "c.csv", index=False, quoting=csv.QUOTE_NONNUMERIC)
+    pd.testing.assert_frame_equal(one.embed(one.table), before[1])
+    one.run_model()
+    np.testing.assert_allclose(one.predict(one.table), before[0], rtol=1e-3, atol=1e-3)
+
+
+# No test row reaches a fitted thing
+
+
+def fitted(one):
+    """Return all that both scripts fit and save, as bytes by name: vectors, vocabularies, scales, every weight."""
+    model = one.trained_model()
+    with zipfile.ZipFile(one.embeddings / "embed_model.keras") as archive:
+        things = {f"model: {name}": archive.read(name) for name in archive.namelist() if name.startswith(("config", "assets"))}
+    things["model: config.json"] = re.sub(rb'"shared_object_id": \d+', b"", things["model: config.json"])  # an address
+    things |= {f"weight {i}": weight.tobytes() for i, weight in enumerate(model.get_weights())}
+    return things | {name: content for name, content in one.saved().items() if name.endswith((".npy", ".csv", ".tsv"))}
+
+
+def with_test_rows_rewritten(table, test):
+    """Return the table with the cells of its test rows replaced: other categories, huge numbers, another target."""
+    other = table.copy()
+    other.loc[test, "c"] = "only in test"
+    other.loc[test, "d"] = np.where(table.loc[test, "y"] > 8, "high", "low")  # a strong feature, in test rows only
+    other.loc[test, "x"] = 1e6
+    other.loc[test, "y"] = -1000 - table.loc[test, "y"]
+    return other
+
+
+def what_test_rows_change(pair, leak=None):
+    """Return the names of the fitted things that differ when nothing but the test rows' cells does."""
+    pairs = [pair(made_up())]
+    pairs.append(pair(with_test_rows_rewritten(pairs[0].table, pairs[0].test_rows())))
+    for one in pairs:
+        if leak:
+            leak(one)
+        one.run()
+    first, second = map(fitted, pairs)
+    return {name for name in first.keys() | second.keys() if first.get(name) != second.get(name)}
+
+
+def test_no_test_row_reaches_a_fitted_thing(pair):
+    assert what_test_rows_change(pair) == set()
+
+
+def test_a_planted_leak_is_caught(pair):
+    """The check above must see it when a third of the test rows is trained on: in vectors, vocabulary, scales, weights."""
+
+    def leak(one):
+        split = one.base.split_rows
+
+        def leaky(*arguments):
+            part = split(*arguments)
+            part[np.flatnonzero(part == one.base.TEST)[::3]] = one.base.TRAINING
+            return part
+
+        one.base.split_rows = leaky
+
+    changed = what_test_rows_change(pair, leak)
+    assert {"c.npy", "c.csv", "d.npy", "d.csv", "model: config.json"} <= changed
+    assert any(name.startswith("weight") for name in changed)
+
+
+def test_a_target_of_noise_cannot_be_predicted(pair, capsys):
+    """A category per row, and columns that give the target away in test rows alone: no figure beats the mean."""
+    random, rows = np.random.default_rng(3), 3000
+    y = random.normal(size=rows)
+    one = pair(pd.DataFrame({"c": [f"row {i}" for i in range(rows)], "d": random.choice(list("abc"), rows), "x": random.normal(size=rows), "y": y}))
+    test = one.test_rows()
+    one.table.loc[test, "x"] = 3 * y[test]
+    one.table["e"] = np.where(test, [f"{round(value)}" for value in y], "nothing")
+    one.write("table.csv", one.table.to_csv(index=False))
+    one.edit({"CATEGORICAL_COLUMNS": ["c", "d", "e"], "EPOCHS": 3}, {"EPOCHS": 3})
+    one.run()
+    figures = report(capsys.readouterr().out)
+    assert len(figures) == 4
+    mean = figures.pop("mean of the training rows")[0]
+    # 300 test rows: a guess of standard deviation 0.2 around the mean beats it by chance by less than 5 %
+    assert all(figure[0] > 0.95 * mean for figure in figures.values()), (mean, figures)
+
+
+# Categories and names
+
+
+def test_every_category_is_the_text_in_the_file(pair):
+    """01 is not 1, NA is a value, an empty cell is missing and has a row of its own; the counts are of training rows."""
+    texts = ["1", "01", "1.0", "NA", "nan", "None", "", " ", "Zürich", "東京", "é", "e\u0301", "İ", "<unknown>", "True", "TRUE"]
+    table = pd.DataFrame({"c": texts * 25, "d": "same", "x": 1.0, "y": np.arange(400.0) % 16})
+    one = pair(table)
+    one.run_base()
+    weights, vocabulary = one.matrix("c")
+    assert sorted(vocabulary["category"][1:]) == sorted(texts)
+    training = one.base.split_rows(len(table)) == one.base.TRAINING
+    counts = table["c"][training].value_counts()
+    assert vocabulary["count"][1:].tolist() == counts[vocabulary["category"][1:]].tolist()
+    assert vocabulary["count"][0] == 0
+    row = {category: i for i, category in enumerate(vocabulary["category"]) if i}
+    frame = pd.DataFrame({"c": [*texts, "never seen"], "d": "same"})
+    vectors = one.embed(frame).filter(regex="^c_").to_numpy()
+    np.testing.assert_array_equal(vectors, weights[[*(row[text] for text in texts), 0]])
+    assert len(np.unique(vectors, axis=0)) == 17
+
+
+def test_a_missing_cell_that_training_never_saw_is_unknown(pair):
+    one = pair(made_up())
+    one.run()
+    frame = one.table[:3].assign(c=["", None, "never seen"], d="left", x=0.0)
+    answers, vectors = one.predict(frame), one.embed(frame).filter(regex="^c_").to_numpy()
+    np.testing.assert_allclose(answers, answers[0], rtol=1e-6)
+    np.testing.assert_array_equal(vectors, np.repeat(one.matrix("c")[0][:1], 3, axis=0))
+
+
+NAMES = [  # two of them alike but for what a file name cannot hold or tell apart
+    "with space", "a/b", "a\\b", "a%2Fb", "../../up", "..", ".", "/tmp/absolute", "C:\\d", "a:b", "Zürich", "東京", "🚲",
+    'say "hi"', "it's", "Case", "case", "CASE", "x" * 300, "x" * 299 + "y", "con", "tab\there", "new\nline", "run.json", "run",
+    "embed_model.keras", "projector", ".saving", ".lock", "*?<>|", " ", "c.npy", "c", "%", "$(x)", "-rf", "a\u0301", "á",
+]  # fmt: skip
+
+
+def test_any_column_name_has_files_of_its_own_inside_the_folder(pair):
+    """Each column has one category of its own, so that a file shared by two columns would be seen."""
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({name: random.choice([f"of {i}", "other"], 60) for i, name in enumerate(NAMES)})
+    table["é è/x"], table["y"] = random.normal(size=60), random.normal(size=60)
+    one = pair(table, {"CATEGORICAL_COLUMNS": NAMES}, {"NUMERICAL_COLUMNS": ["é è/x"]})
+    outside = {file for file in one.folder.parent.rglob("*") if one.embeddings not in file.parents}
+    one.run()
+    assert {file for file in one.folder.parent.rglob("*") if one.embeddings not in file.parents} - outside <= {one.embeddings}
+    stems = [name[:-4] for name in one.saved() if name.endswith(".npy")]
+    assert len(stems) == len({stem.casefold() for stem in stems}) == len(NAMES)  # also where files ignore case
+    first = {one.matrix(stem)[1]["category"][1:].sort_values().iloc[0] for stem in stems}
+    assert first == {f"of {i}" for i in range(len(NAMES))}
+    assert np.isfinite(one.predict(table)).all()
+    assert len(one.embed(table)) == 60
+
+
+# Tables of many kinds, end to end
+
+
+def binary(table):
+    return table.assign(y=np.where(table["y"] > 8, "yes", "no"))
+
+
+def multiclass(table):
+    return table.assign(y=pd.cut(table["y"], [-99, 5, 10, 99], labels=False).map(["klein", "mittel größe", "0"].__getitem__))
+
+
+def dated(table):
+    return table.assign(date=np.random.default_rng(1).choice(pd.date_range("2024-01-01", periods=90).strftime("%Y-%m-%d"), len(table)))
+
+
+def same(table):
+    return table
+
+
+@pytest.mark.parametrize(
+    "change, base, model",
+    [
+        pytest.param(same, {"TASK": "regression"}, {}, id="300 rows"),
+        pytest.param(same, {}, {"NUMERICAL_COLUMNS": []}, id="no numerical columns"),
+        pytest.param(same, {"CATEGORICAL_COLUMNS": ["c"]}, {"TRAIN_EMBEDDINGS": False}, id="one categorical column"),
+        pytest.param(binary, {"TASK": "binary"}, {}, id="binary"),
+        pytest.param(multiclass, {"TASK": "multiclass"}, {}, id="multiclass with text labels"),
+        pytest.param(dated, {"SPLIT_COLUMN": "date"}, {}, id="split by a date"),
+        pytest.param(same, {}, {"CATEGORICAL_COLUMNS": ["c"]}, id="a shorter list"),
+    ],
+)
+def test_a_planted_effect_is_found(pair, capsys, change, base, model):
+    one = pair(change(made_up()), {**base, "EPOCHS": 8}, {**model, "EPOCHS": 8}).run()
+    figures = report(capsys.readouterr().out)
+    assert figures["embeddings + numerical columns"][0] < 0.7 * figures["mean of the training rows"][0], figures
+    assert len(one.predict(one.table)) == 300
+
+
+def test_the_largest_dates_are_held_out(pair, capsys):
+    """The test rows are those of the latest dates: another target there changes nothing that was fitted."""
+    table = dated(made_up())
+    parts = pair(table, {"SPLIT_COLUMN": "date"}).base.split_rows(300, pd.Categorical(table["date"]))
+    latest = [table["date"][parts == part].agg(["min", "max"]).tolist() for part in (0, 1, 2)]
+    assert latest[0][1] < latest[1][0] <= latest[1][1] < latest[2][0]
+    assert all(20 <= (parts == part).sum() <= 40 for part in (1, 2))
+
+
+def test_row_0_answers_as_a_model_without_the_column(pair, capsys, graphs):
+    """The test rows hold categories hidden from training; both figures must be no worse than without the column."""
+    random, rows = np.random.default_rng(0), 6000
+    c, d, x = random.integers(0, 40, rows), random.integers(0, 20, rows), random.normal(size=rows)
+    effects = random.normal(size=40), random.normal(size=20)
+    y = 10 + effects[0][c] + effects[1][d] + 0.5 * x + random.normal(scale=0.3, size=rows)
+    hidden = np.isin(c, [3, 11, 19, 27]).astype(int)  # a tenth; SPLIT_COLUMN holds out the largest values
+    order = np.where(hidden, 9, random.integers(0, 9, rows))
+    order[np.flatnonzero(hidden)[rows // 10 :]] = 0
+    table = pd.DataFrame({"c": c, "d": d, "x": x, "y": y, "order": order}).astype({"c": str, "d": str})
+    table = table.drop(np.flatnonzero(hidden & (order == 0))).reset_index(drop=True)
+    figures = []
+    for columns in (["c", "d"], ["d"]):
+        pair(table, {"CATEGORICAL_COLUMNS": columns, "SPLIT_COLUMN": "order", "EPOCHS": 8}, {"EPOCHS": 8}).run()
+        figures.append(report(capsys.readouterr().out))
+    for name in ("categorical columns alone (build_embeddings.py)", "embeddings + numerical columns"):
+        assert figures[0][name][0] < 1.1 * figures[1][name][0], figures
+    assert figures[1]["embeddings + numerical columns"][0] < figures[1]["mean of the training rows"][0], "nothing was learned"
+
+
+# Same bits, and a real process
+
+
+def processes(one):
+    """Run both scripts as a user does; return what they printed, without seconds and progress."""
+    printed = ""
+    for script in ("build_embeddings", "build_embed_model"):
+        done = subprocess.run([sys.executable, f"{script}.py"], cwd=one.folder, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        printed += done.stdout
+    return re.sub(r"\d+(\.\d+)? ?(m?s)\b.*", "", printed)
+
+
+def test_one_seed_gives_one_result_and_another_seed_another(pair):
+    """Two processes, for Python's hashes of text differ from one to the next."""
+    table = made_up()
+    first, again = pair(table), pair(table)
+    assert processes(first) == processes(again)
+    vectors = {name: content for name, content in first.saved().items() if name.endswith((".npy", ".csv"))}
+    assert len(vectors) == 4
+    assert {name: again.saved()[name] for name in vectors} == vectors
+    with zipfile.ZipFile(first.embeddings / "embed_model.keras") as archive:
+        assert "model.weights.h5" in archive.namelist()
+    np.testing.assert_array_equal(first.predict(table), again.predict(table))
+    again.edit({"SEED": 1})
+    again.run_base()
+    assert again.saved()["c.npy"] != first.saved()["c.npy"]
+
+
+def test_importing_a_script_has_no_side_effect(pair):
+    one = pair(made_up())
+    assert sorted(file.name for file in one.folder.iterdir()) == ["build_embed_model.py", "build_embeddings.py", "table.csv"]
+
+
+# Geography
+
+
+def test_destinations_learn_where_they_are(pair, graphs):
+    """Air time comes from origin and destination, so dest's vectors must hold the distance, and with it the longitude."""
+    flights = pd.read_csv(ROOT / "data/flights.csv.gz", dtype=str, keep_default_na=False).sample(60_000, random_state=0)
+    columns = ["month", "weekday", "hour", "carrier", "origin", "dest"]
+    one = pair(flights, {"TARGET_COLUMN": "air_time", "CATEGORICAL_COLUMNS": columns, "EPOCHS": 3})
+    one.run_base()
+    weights, vocabulary = one.matrix("dest")
+    distance = flights.astype({"distance": float}).groupby("dest")["distance"].mean()
+    longitude = pd.read_csv(ROOT / "data/airports.csv").set_index("faa")["lon"]
+    often = vocabulary.index[(vocabulary["count"] >= 50) & vocabulary["category"].isin(longitude.index)]
+    shuffled = np.random.default_rng(0).permutation(weights[often])
+    folds = KFold(5, shuffle=True, random_state=0)
+    for truth in (distance, longitude):
+        scores = [
+            cross_val_score(RidgeCV(np.logspace(-4, 3, 15)), vectors, truth[vocabulary["category"][often]], cv=folds).mean()
+            for vectors in (weights[often], shuffled)
+        ]
+        assert scores[0] > 0.7 and scores[0] > scores[1] + 0.5, scores
