@@ -405,8 +405,8 @@ def score(target, answers, target_info):
         second = {"AUC": metrics.roc_auc_score(target, answers)}
     else:
         second = {"accuracy": metrics.accuracy_score(target, np.argmax(answers, axis=1))}
-    labels = range(len(target_info["classes"]))
-    return {"log loss": metrics.log_loss(target, np.asarray(answers, "float64"), labels=labels), **second}
+        answers = answers / np.sum(answers, axis=1, keepdims=True, dtype="float64")  # float32 sums to 1 only roughly
+    return {"log loss": metrics.log_loss(target, np.asarray(answers, "float64"), labels=range(len(target_info["classes"]))), **second}
 
 
 def fingerprint(*values):

@@ -200,7 +200,7 @@ def test_files_of_a_pattern_are_one_table_in_the_order_of_their_names(pair):
     assert read(one, ["c"], ["y"]) == {"c": list(TABLE["c"]), "y": pytest.approx(list(TABLE["y"]))}
 
 
-def test_odd_numbers_wreck_nothing(pair, capsys):
+def test_odd_numbers_wreck_nothing(pair, capsys, graphs):
     """Constant, nearly all missing, huge and tiny columns, an outlier: the planted effect is found all the same."""
     table = made_up(300)
     random = np.random.default_rng(0)
@@ -218,7 +218,7 @@ def test_odd_numbers_wreck_nothing(pair, capsys):
     assert np.isfinite(one.predict(unseen)).all()
 
 
-def test_odd_categories_wreck_nothing(pair, capsys):
+def test_odd_categories_wreck_nothing(pair, capsys, graphs):
     """One category, all missing, one of 10,000 characters, one for each row - of which the run says what it is worth."""
     odd = {"one": "same", "missing": "", "long": ["x" * 10_000, "y" * 10_000, "z"] * 100, "row": [f"r{i}" for i in range(300)]}
     table = made_up().assign(**odd)
@@ -236,7 +236,7 @@ def test_odd_categories_wreck_nothing(pair, capsys):
 
 
 @pytest.mark.parametrize("scale, shift", [(1e12, 0), (1e-12, 0), (1e-12, 1e-12), (1, 1e6)])  # float32 answers: steps of 0.06 at 1e6
-def test_targets_of_any_size(pair, capsys, scale, shift):
+def test_targets_of_any_size(pair, capsys, scale, shift, graphs):
     table = made_up()
     table["y"] = table["y"] * scale + shift
     one = pair(table, {"EPOCHS": 6}, {"EPOCHS": 6}).run()

@@ -162,7 +162,7 @@ def test_a_planted_leak_is_caught(pair):
     assert any(name.startswith("weight") for name in changed)
 
 
-def test_a_target_of_noise_cannot_be_predicted(pair, capsys):
+def test_a_target_of_noise_cannot_be_predicted(pair, capsys, graphs):
     """A category per row, and columns that give the target away in test rows alone: no figure beats the mean."""
     random, rows = np.random.default_rng(3), 3000
     y = random.normal(size=rows)
