@@ -266,7 +266,7 @@ def same(table):
         pytest.param(same, {}, {"CATEGORICAL_COLUMNS": ["c"]}, id="a shorter list"),
     ],
 )
-def test_a_planted_effect_is_found(pair, capsys, change, base, model):
+def test_a_planted_effect_is_found(pair, capsys, graphs, change, base, model):
     one = pair(change(made_up()), {**base, "EPOCHS": 8}, {**model, "EPOCHS": 8}).run()
     figures = report(capsys.readouterr().out)
     assert figures["embeddings + numerical columns"][0] < 0.7 * figures["mean of the training rows"][0], figures
