@@ -282,6 +282,17 @@ def test_the_largest_dates_are_held_out(pair, capsys):
     assert all(20 <= (parts == part).sum() <= 40 for part in (1, 2))
 
 
+def test_row_0_is_trained(pair, monkeypatch):
+    """Weight decay alone would shorten row 0 and leave its direction; what it learned turns it."""
+    starts, fit = [], keras.Model.fit
+    monkeypatch.setattr(keras.Model, "fit", lambda model, *a, **k: (starts.extend(embedding_weights(model)), fit(model, *a, **k))[1])
+    one = pair(made_up(), {"EPOCHS": 3})
+    one.run_base()
+    for column, start in zip(["c", "d"], starts, strict=True):
+        row, begin = one.matrix(column)[0][0], start[0]
+        assert row @ begin / np.linalg.norm(row) / np.linalg.norm(begin) < 0.999, column
+
+
 def test_row_0_answers_as_a_model_without_the_column(pair, capsys, graphs):
     """The test rows hold categories hidden from training; both figures must be no worse than without the column."""
     random, rows = np.random.default_rng(0), 6000
