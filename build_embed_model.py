@@ -54,8 +54,8 @@ def load_embedding(column, run):
     """
     if column not in run.get("columns", {}):
         raise base.InputError(f"{base.EMBEDDINGS_DIR}/ has no embedding of {column!r}: run build_embeddings.py with it first.")
+    file = Path(base.EMBEDDINGS_DIR) / run["columns"][column].get("file", column)
     try:
-        file = Path(base.EMBEDDINGS_DIR) / run["columns"][column]["file"]
         weights = np.load(f"{file}.npy", allow_pickle=False)
         vocabulary = pd.read_csv(f"{file}.csv", dtype={"category": str, "count": "int64"}, keep_default_na=False)
         whole = weights.dtype == "float32" and weights.ndim == 2 and len(weights) == len(vocabulary) and np.isfinite(weights).all()
