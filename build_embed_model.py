@@ -38,7 +38,7 @@ NUMERICAL_COLUMNS = [  # may be empty
 
 # training
 TRAIN_EMBEDDINGS = True  # False keeps the loaded vectors exactly as they are: for vectors that must mean the same later
-EPOCHS = None  # None: 30 below 100,000 training rows, else 12
+EPOCHS = None  # None: 4 to 60, the fewer the more rows
 LEARNING_RATE = 5e-3  # the highest; lower it if training diverges
 # ----------------------------------------------------------------------------------------------------------------------
 
@@ -82,52 +82,52 @@ def embed_numbers(numbers, known):
 
     Each column is centred on its median, divided by the distance of its quartiles and softly clipped to -3 ... 3
     (RealMLP), so that no outlier weighs more than 3; a missing cell becomes 0 and sets a mark. Each column is then also
-    seen through its own learned waves, cos(w x + b), from which a small layer makes steps and bumps (Gorishniy 2022).
+    seen as a ladder: how far the number is up each of 64 steps between the column's quantiles, 0 to 1, from which a
+    small layer makes bends and jumps (piecewise-linear embedding, Gorishniy 2022).
     """
-    with np.errstate(over="ignore"):  # a column as wide as float32 gets a spread of infinity: it says nothing, and is 0
+    steps, features = 64, 12
+    with np.errstate(over="ignore", invalid="ignore"):  # a column as wide as float32 gets a spread of infinity: it says nothing, and is 0
         low, median, high = np.nanquantile(known, [0.25, 0.5, 0.75], axis=0)
         spread = np.where(high > low, high - low, np.nanmax(np.abs(known - median), axis=0))
-    scale = 1 / np.where(spread > 0, spread, 1.0)
+        scale = 1 / np.where(spread > 0, spread, 1.0)
+        rungs = np.nanquantile(known * scale - median * scale, np.linspace(0, 1, steps + 1), axis=0).T
+    heights = 1 / np.where(np.diff(rungs) > 0, np.diff(rungs), 1.0)
     scaled = layers.Rescaling(scale.tolist(), offset=(-median * scale).tolist())(numbers)
     missing = ops.isnan(numbers)
     scaled = ops.clip(ops.where(missing, 0.0, scaled), -1e6, 1e6)  # a square must not overflow
-    scaled = scaled / ops.sqrt(1 + ops.square(scaled / 3))
-    columns, waves, features = numbers.shape[1], 24, 12
-    angles = layers.EinsumDense(
-        "rc,cw->rcw",
-        output_shape=(columns, waves),
-        bias_axes="cw",
-        kernel_initializer=keras.initializers.RandomNormal(stddev=np.pi),
-        bias_initializer=keras.initializers.RandomUniform(-np.pi, np.pi),
-    )(scaled)
-    bumps = layers.EinsumDense(
-        "rcw,cwf->rcf",
-        output_shape=(columns, features),
+    ladder = layers.EinsumDense("rc,cs->rcs", output_shape=heights.shape, bias_axes="cs", trainable=False)
+    climbed = ladder(scaled)
+    ladder.set_weights([heights, -rungs[:, :-1] * heights])
+    bends = layers.EinsumDense(
+        "rcs,csf->rcf",
+        output_shape=(numbers.shape[1], features),
         bias_axes="cf",
         activation="relu",
-        kernel_initializer=keras.initializers.RandomNormal(stddev=(2 / waves) ** 0.5),
-    )(ops.cos(angles))
-    return layers.concatenate([layers.Flatten()(bumps), scaled, ops.cast(missing, "float32")])
+        kernel_initializer=keras.initializers.RandomNormal(stddev=steps**-0.5),
+    )(ops.clip(climbed, 0.0, 1.0))
+    clipped = scaled / ops.sqrt(1 + ops.square(scaled / 3))
+    return layers.concatenate([layers.Flatten()(bends), clipped, ops.cast(missing, "float32")])
 
 
-def build_model(embeddings, known_numbers, target_info, small):
+def build_model(embeddings, numbers, target_info, part):
     """Return the network: ids (rows, columns) int32 and numbers (rows, columns) float32 -> answers of its members.
 
-    embeddings: (weights, vocabulary) of each column; known_numbers: the training rows' numbers, which set the scales.
+    embeddings: (weights, vocabulary) of each column; numbers: those of all rows, whose training rows set the scales.
     """
-    ids = keras.Input((len(embeddings),), dtype="int32")
-    numbers = keras.Input((known_numbers.shape[1],))
-    shown = base.hide_some(ids, rate=0.02)
+    ids, known = keras.Input((len(embeddings),), dtype="int32"), numbers[part == base.TRAINING]
+    numbers = keras.Input((known.shape[1],))
+    shown = base.hide_some(ids, base.is_small(part))
     parts = []
     for i, (weights, _) in enumerate(embeddings):
-        layer = layers.Embedding(*weights.shape, weights=[weights], trainable=TRAIN_EMBEDDINGS, name=f"embedding_{i}")
+        cardinality, dim = len(weights) - 1, weights.shape[1]
+        layer = base.embedding_layer(i, part, cardinality, dim, weights=[weights], trainable=TRAIN_EMBEDDINGS)
         vectors = layer(shown[:, i])
         # Eight numbers are what the network sees of a longer vector: fewer to learn a rare category's rows by heart.
-        parts.append(layers.Dense(8, use_bias=False)(vectors) if weights.shape[1] > 8 else vectors)
-    if known_numbers.shape[1]:
-        parts.append(embed_numbers(numbers, known_numbers))
+        parts.append(layers.Dense(8, use_bias=False)(vectors) if dim > 8 else vectors)
+    if known.shape[1]:
+        parts.append(embed_numbers(numbers, known))
     features = layers.concatenate(parts) if len(parts) > 1 else parts[0]
-    return keras.Model([ids, numbers], base.dense_layers(features, target_info, small))
+    return keras.Model([ids, numbers], base.dense_layers(features, target_info, base.is_small(part)))
 
 
 def boost(ids, numbers, target, part):
@@ -198,8 +198,8 @@ def main():
                 raise base.InputError(f"Column {column!r} has no number in the training rows: take it off NUMERICAL_COLUMNS.")
 
         with base.stage(f"Training on {len(embeddings)} embeddings + {len(NUMERICAL_COLUMNS)} numerical columns"):
-            model = build_model(embeddings, numbers[training], target_info, base.is_small(part))
-            base.train(model, [ids, numbers], target, part, EPOCHS or (30 if base.is_small(part) else 12), LEARNING_RATE)
+            model = build_model(embeddings, numbers, target_info, part)
+            base.train(model, [ids, numbers], target, part, EPOCHS or base.default_epochs(part, 2_500_000 if not base.is_small(part) else 1_000_000), LEARNING_RATE)
             answers = model.predict([ids[test], numbers[test]], batch_size=8192, verbose=0).mean(axis=1)
         with base.stage("Gradient boosting (scikit-learn) on the same rows, at most 1,000 iterations"):
             boosted = boost(ids, numbers, target, part)

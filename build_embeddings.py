@@ -63,7 +63,7 @@ MAX_EMBEDDING_DIM = 50  # a category's vector has min(cardinality / 2, this) num
 EMBEDDINGS_DIR = "embeddings"
 
 # training
-EPOCHS = None  # None: 30 below 100,000 training rows, else 6; the best one on the validation rows is kept in any case
+EPOCHS = None  # None: 4 to 60, the fewer the more rows; the best one on the validation rows is kept in any case
 BATCH_SIZE = None  # None: follows the number of rows; a larger batch is faster for each row and learns less from it
 LEARNING_RATE = 5e-3  # the highest; lower it if training diverges
 SEED = 0  # another seed: other random rows held out, other random starts
@@ -159,6 +159,7 @@ def read_table(text_columns, number_columns):
     short. Raises InputError for a table that cannot be read as it is meant.
     """
     pieces = {column: [] for column in [*text_columns, *number_columns]}
+    codes = {column: {} for column in text_columns}  # text -> its code, in the order of appearance
     row_count, without_target, first_without = 0, 0, None
     files = [DATA_FILE] if Path(DATA_FILE).is_file() else sorted(glob.glob(DATA_FILE))
     if not files:
@@ -180,25 +181,30 @@ def read_table(text_columns, number_columns):
                 position = header.index(column)
                 cells = pd.Series([row[position] for _, row in piece], dtype=object)
                 numbers = to_numbers(cells) if column in number_columns else None
-                wrong = np.flatnonzero(np.isinf(numbers)) if column in number_columns else []
-                if len(wrong):
+                if numbers is None:
+                    piece_codes, texts = pd.factorize(cells)
+                    known = codes[column]
+                    values.append(np.array([known.setdefault(text, len(known)) for text in texts], "int32")[piece_codes])
+                elif np.isinf(numbers).any():
+                    wrong = np.flatnonzero(np.isinf(numbers))[0]
                     raise InputError(
-                        f"{file}, line {piece[wrong[0]][0]}: column {column!r} holds {cells[wrong[0]][:50]!r}, which is not a "
-                        "number that can be used; correct it, leave it empty if it is missing, or make the column categorical."
+                        f"{file}, line {piece[wrong][0]}: column {column!r} holds {cells[wrong][:50]!r}, which is not a number "
+                        "that can be used; correct it, leave it empty if it is missing, or make the column categorical."
                     )
+                else:
+                    values.append(numbers if column == TARGET_COLUMN else numbers.astype("float32"))
                 if column == TARGET_COLUMN:
                     missing = np.flatnonzero(cells == "" if numbers is None else np.isnan(numbers))
                     without_target += len(missing)
                     first_without = first_without or (len(missing) and f"{file}, line {piece[missing[0]][0]}")
-                elif numbers is not None:
-                    numbers = numbers.astype("float32")
-                values.append(pd.Categorical(cells) if numbers is None else numbers)
     if row_count < 20:
         raise InputError(f"{DATA_FILE} has {row_count} rows below its header; 20 are the fewest that can be split in three.")
     if without_target:
         raise InputError(f"{first_without}: no {TARGET_COLUMN!r}, as in {without_target:,} rows in all; remove these rows.")
     for column, values in pieces.items():
-        pieces[column] = (pd.api.types.union_categoricals if column in text_columns else np.concatenate)(values)
+        values = pieces[column] = np.concatenate(values)
+        if column in codes:
+            pieces[column] = pd.Categorical.from_codes(values, pd.Index(codes[column], dtype=object))
     return pieces
 
 
@@ -303,9 +309,24 @@ def embedding_dim(cardinality):
     return max(2, min(cardinality // 2, MAX_EMBEDDING_DIM))
 
 
+def default_epochs(part, rows_to_see):
+    """Return the epochs after which a network has seen so many training rows, those of a small table many times."""
+    return int(np.clip(rows_to_see / np.sum(part == TRAINING), 4, 60))
+
+
 def is_small(part):
     """Tell whether a table is so small that a network must be kept from learning its rows by heart."""
     return np.sum(part == TRAINING) < 100_000
+
+
+def embedding_layer(number, part, cardinality, dim, **settings):
+    """Return the embedding layer of a column: embedding_<number>, a matrix (cardinality + 1, dim).
+
+    The penalty is that of a Gaussian prior on every vector, the narrower the longer the vector is: a category keeps close
+    to the others unless its rows say otherwise, so that one with few rows is not learned by heart.
+    """
+    penalty = keras.regularizers.L2(40 * dim / np.sum(part == TRAINING))
+    return layers.Embedding(cardinality + 1, dim, embeddings_regularizer=penalty, name=f"embedding_{number}", **settings)
 
 
 def dense_layers(features, target_info, small):
@@ -320,7 +341,7 @@ def dense_layers(features, target_info, small):
         signs = layers.EinsumDense("rmf,mf->rmf", output_shape=hidden.shape[1:])
         hidden = signs(hidden)
         signs.set_weights([np.random.default_rng(SEED).choice([-1.0, 1.0], signs.kernel.shape)])
-    for units in (512, 256):
+    for units in (256, 128) if small else (512, 256):
         hidden = layers.Dense(units, activation="relu", kernel_initializer="he_normal")(hidden)
         hidden = layers.Dropout(0.1 if small else 0.0)(hidden)
     outputs = len(target_info["classes"]) if TASK == "multiclass" else 1
@@ -331,45 +352,50 @@ def dense_layers(features, target_info, small):
     return ops.sigmoid(answers) if TASK == "binary" else answers
 
 
-def hide_some(ids, rate):
+def hide_some(ids, small):
     """Replace a share of the row numbers by 0 while training, so that row 0 learns what to say of an unknown category."""
-    kept = layers.Dropout(rate)(ops.ones_like(ids, dtype="float32"))
+    kept = layers.Dropout(0.05 if small else 0.01)(ops.ones_like(ids, dtype="float32"))
     return ids * ops.cast(kept > 0, "int32")
 
 
-def build_model(vocabularies, target_info, small):
+def build_model(vocabularies, target_info, part):
     """Return the network: ids (rows, columns) int32 -> a vector for each -> dense layers -> the target."""
     ids = keras.Input((len(vocabularies),), dtype="int32")
-    shown = hide_some(ids, rate=0.05)
-    vectors = [
-        layers.Embedding(len(vocabulary), embedding_dim(len(vocabulary) - 1), name=f"embedding_{i}")(shown[:, i])
-        for i, vocabulary in enumerate(vocabularies.values())
-    ]
-    features = layers.Dropout(0.05)(layers.concatenate(vectors) if len(vectors) > 1 else vectors[0])
-    return keras.Model([ids], dense_layers(features, target_info, small))
+    shown = hide_some(ids, is_small(part))
+    vectors = []
+    for i, vocabulary in enumerate(vocabularies.values()):
+        cardinality = len(vocabulary) - 1
+        vectors.append(embedding_layer(i, part, cardinality, embedding_dim(cardinality))(shown[:, i]))
+    features = layers.concatenate(vectors) if len(vectors) > 1 else vectors[0]
+    return keras.Model([ids], dense_layers(features, target_info, is_small(part)))
+
+
+def gaussian_loss(target, answers):
+    """Return half the log of the mean squared error: the log likelihood of answers whose noise is as large as the error.
+
+    Like the log loss of classes it is in nats, so that one prior on the vectors suits a noisy target and an exact one.
+    """
+    return ops.log(ops.mean(ops.square(target - answers)) + keras.config.epsilon()) / 2
 
 
 def train(model, inputs, target, part, epochs, learning_rate):
     """Fit a model on the training rows and leave it with the weights of its best epoch on the validation rows.
 
-    inputs: a list of arrays over all rows. The learning rate warms up and falls to zero along half a cosine. On a small
-    table it falls four times, each time over twice as many epochs (Loshchilov and Hutter 2017, arXiv:1608.03983): a good
-    epoch may come early, where the rows are soon learned by heart, or late. Raises InputError where training diverges.
+    inputs: a list of arrays over all rows. The learning rate warms up and falls to zero along half a cosine. Raises
+    InputError where training diverges.
     """
     target = np.repeat(target[:, None], model.output_shape[1], axis=1)  # every member learns from every row
     training, validation = np.flatnonzero(part == TRAINING), np.flatnonzero(part == VALIDATION)
-    batch_size = BATCH_SIZE or 2 ** int(np.clip(np.log2(len(training) / 100), 5, 8))
+    batch_size = BATCH_SIZE or 2 ** int(np.round(np.clip(np.log2(len(training) / 100), 5, max(8, np.log2(len(training) / 4000)))))
     steps = -(-len(training) // batch_size) * epochs
-    if is_small(part):
-        schedule = keras.optimizers.schedules.CosineDecayRestarts(learning_rate, -(-steps // 15), t_mul=2.0)
-    else:
-        schedule = keras.optimizers.schedules.CosineDecay(
-            0.0, steps - steps // 20, warmup_target=learning_rate, warmup_steps=steps // 20
-        )
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.05)
-    optimizer.exclude_from_weight_decay(var_names=["bias"])
-    loss = {"regression": "mse", "binary": "binary_crossentropy", "multiclass": "sparse_categorical_crossentropy"}[TASK]
-    model.compile(optimizer, loss, steps_per_execution=16)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, steps - steps // 20, warmup_target=learning_rate, warmup_steps=steps // 20
+    )
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.2 if is_small(part) else 0.05)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "embeddings"])
+    loss = {"regression": gaussian_loss, "binary": "binary_crossentropy", "multiclass": "sparse_categorical_crossentropy"}
+    error = {"regression": "mse"}.get(TASK, loss[TASK])
+    model.compile(optimizer, loss[TASK], metrics=[error], steps_per_execution=16)
     model.fit(
         [values[training] for values in inputs],
         target[training],
@@ -377,7 +403,7 @@ def train(model, inputs, target, part, epochs, learning_rate):
         epochs=epochs,
         validation_data=([values[validation] for values in inputs], target[validation]),
         validation_batch_size=4096,
-        callbacks=[keras.callbacks.EarlyStopping(patience=epochs, restore_best_weights=True)],  # after all epochs
+        callbacks=[keras.callbacks.EarlyStopping(f"val_{error}", patience=epochs, restore_best_weights=True)],  # after all epochs
         verbose=1 if sys.stdout.isatty() else 2,
     )
     if not all(np.isfinite(weights).all() for weights in model.get_weights()):
@@ -555,8 +581,8 @@ def main():
 
         with stage(f"Training on {len(CATEGORICAL_COLUMNS)} categorical columns"):
             ids = np.column_stack([row_numbers(table[column], vocabularies[column]) for column in CATEGORICAL_COLUMNS])
-            model = build_model(vocabularies, target_info, is_small(part))
-            train(model, [ids], target, part, EPOCHS or (30 if is_small(part) else 6), LEARNING_RATE)
+            model = build_model(vocabularies, target_info, part)
+            train(model, [ids], target, part, EPOCHS or default_epochs(part, 600_000), LEARNING_RATE)
 
         test = part == TEST
         figures = score(target[test], model.predict([ids[test]], batch_size=8192, verbose=0).mean(axis=1), target_info)
