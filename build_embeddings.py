@@ -65,7 +65,7 @@ EMBEDDINGS_DIR = "embeddings"
 # training
 EPOCHS = None  # None: 4 to 60, the fewer the more rows; the best one on the validation rows is kept in any case
 BATCH_SIZE = None  # None: follows the number of rows; a larger batch is faster for each row and learns less from it
-LEARNING_RATE = 5e-3  # the highest; lower it if training diverges
+LEARNING_RATE = 5e-3  # the highest, in batches of 256 or more; lower it if training diverges
 SEED = 0  # another seed: other random rows held out, other random starts
 # ----------------------------------------------------------------------------------------------------------------------
 
@@ -387,6 +387,7 @@ def train(model, inputs, target, part, epochs, learning_rate):
     target = np.repeat(target[:, None], model.output_shape[1], axis=1)  # every member learns from every row
     training, validation = np.flatnonzero(part == TRAINING), np.flatnonzero(part == VALIDATION)
     batch_size = BATCH_SIZE or 2 ** int(np.round(np.clip(np.log2(len(training) / 100), 5, max(8, np.log2(len(training) / 4000)))))
+    learning_rate *= min(1, batch_size / 256) ** 0.5  # a small batch is noisy
     steps = -(-len(training) // batch_size) * epochs
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, steps - steps // 20, warmup_target=learning_rate, warmup_steps=steps // 20
