@@ -15,6 +15,7 @@ Better by Default (RealMLP), 2024, arXiv:2407.04491.
 """
 
 import functools
+import hashlib
 import warnings
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def load_embedding(column, run):
         weights = np.load(f"{file}.npy", allow_pickle=False)
         vocabulary = pd.read_csv(f"{file}.csv", dtype={"category": str, "count": "int64"}, keep_default_na=False)
         whole = weights.dtype == "float32" and weights.ndim == 2 and len(weights) == len(vocabulary) and np.isfinite(weights).all()
-        if not whole or base.fingerprint_embedding(weights, vocabulary) != run["columns"][column]["fingerprint"]:
+        if not whole or vocabulary["count"][0] != 0 or base.fingerprint_embedding(weights, vocabulary) != run["columns"][column]["fingerprint"]:
             raise ValueError("they are not the pair that one run saved")
     except (OSError, EOFError, ValueError, KeyError) as error:
         raise base.InputError(f"{file}.npy and .csv cannot be used ({error}): run build_embeddings.py again.") from error
@@ -148,7 +149,7 @@ def boost(ids, numbers, target, part):
     features = np.column_stack([categories, encoded, numbers])
     kind = HistGradientBoostingRegressor if base.TASK == "regression" else HistGradientBoostingClassifier
     booster = kind(
-        max_iter=1000, early_stopping=True, categorical_features=np.arange(categories.shape[1]), random_state=base.SEED
+        max_iter=1000, early_stopping=True, n_iter_no_change=50, categorical_features=np.arange(categories.shape[1]), random_state=base.SEED
     )
     booster.fit(features[training], target[training], X_val=features[validation], y_val=target[validation])
     if base.TASK == "regression":
@@ -171,7 +172,8 @@ def raw_model(model, embeddings, target_info):
     numbers = [inputs[column] for column in NUMERICAL_COLUMNS]
     ids = ops.cast(ops.stack(ids, axis=1), "int32")
     numbers = ops.stack(numbers, axis=1) if numbers else ops.zeros((1, 0)) + ops.cast(ids[:, :0], "float32")
-    answers = ops.mean(model([ids, numbers]), axis=1)
+    network = keras.Model(model.inputs, model.outputs[0])  # without the loss, a function that a file cannot hold
+    answers = ops.mean(network([ids, numbers]), axis=1)
     if base.TASK == "regression":
         # float32 would not tell apart answers around 1e9 that differ by less than 64
         answers = layers.Rescaling(target_info["std"], target_info["mean"], dtype="float64")(answers)
@@ -221,7 +223,7 @@ def main():
             print(f"  {name:<56}", *(f"{figure:>14.4g}" for figure in figures.values()))
         file = folder / ".saving" / MODEL_FILE
         raw_model(model, embeddings, target_info).save(file)
-        base.save_run(folder, {**run, "test": report, "model": base.fingerprint(file.read_bytes())})
+        base.save_run(folder, {**run, "test": report, "model": hashlib.sha256(file.read_bytes()).hexdigest()})
         print(f"Saved {folder / MODEL_FILE}")
 
 
@@ -267,7 +269,7 @@ def load_model(file, run_file_time):
     """
     run = base.read_run(file.parent)
     try:
-        if base.fingerprint(file.read_bytes()) != run["model"]:
+        if hashlib.sha256(file.read_bytes()).hexdigest() != run["model"]:
             raise ValueError("it is not the one that this run saved")
         return keras.models.load_model(file, safe_mode=True), run
     except (OSError, ValueError, KeyError) as error:

@@ -18,7 +18,6 @@ import csv
 import difflib
 import glob
 import gzip
-import hashlib
 import json
 import lzma
 import os
@@ -65,7 +64,7 @@ EMBEDDINGS_DIR = "embeddings"
 # training
 EPOCHS = None  # None: 4 to 60, the fewer the more rows; the best one on the validation rows is kept in any case
 BATCH_SIZE = None  # None: follows the number of rows; a larger batch is faster for each row and learns less from it
-LEARNING_RATE = 5e-3  # the highest, in batches of 256 or more; lower it if training diverges
+LEARNING_RATE = 5e-3  # the highest; lower it if training diverges
 SEED = 0  # another seed: other random rows held out, other random starts
 # ----------------------------------------------------------------------------------------------------------------------
 
@@ -284,8 +283,8 @@ def load_rows(categorical_columns, numerical_columns):
         counts = np.bincount(part)
         print(f"  {row_count:,} rows: {counts[0]:,} train, {counts[1]:,} validation, {counts[2]:,} test")
     settings = [TARGET_COLUMN, TASK, LOG_TARGET, SPLIT_COLUMN, SEED]
-    cells = {column: fingerprint(table[column]) for column in [*categorical_columns, TARGET_COLUMN]}
-    return table, part, target, target_info, {"settings": settings, "split": fingerprint(part), "cells": cells}
+    cells = {column: fingerprint(pd.Series(table[column])) for column in [*categorical_columns, TARGET_COLUMN]}
+    return table, part, target, target_info, {"settings": settings, "split": fingerprint(pd.Series(part)), "cells": cells}
 
 
 def build_vocabulary(column, part):
@@ -387,7 +386,6 @@ def train(model, inputs, target, part, epochs, learning_rate):
     target = np.repeat(target[:, None], model.output_shape[1], axis=1)  # every member learns from every row
     training, validation = np.flatnonzero(part == TRAINING), np.flatnonzero(part == VALIDATION)
     batch_size = BATCH_SIZE or 2 ** int(np.round(np.clip(np.log2(len(training) / 100), 5, max(8, np.log2(len(training) / 4000)))))
-    learning_rate *= min(1, batch_size / 256) ** 0.5  # a small batch is noisy
     steps = -(-len(training) // batch_size) * epochs
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, steps - steps // 20, warmup_target=learning_rate, warmup_steps=steps // 20
@@ -436,23 +434,14 @@ def score(target, answers, target_info):
     return {"log loss": metrics.log_loss(target, np.asarray(answers, "float64"), labels=range(len(target_info["classes"]))), **second}
 
 
-def fingerprint(*values):
-    """Return a SHA-256 of bytes, arrays, Categoricals or lists of text: equal for equal values in equal order."""
-    digest = hashlib.sha256()
-    for value in values:
-        if isinstance(value, pd.Categorical):
-            digest.update(fingerprint(list(value.categories), value.codes.astype("int32")).encode())
-        elif isinstance(value, list):
-            digest.update(json.dumps(value).encode())
-        else:
-            digest.update(np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value)
-    return digest.hexdigest()
+def fingerprint(values, index=True):
+    """Return 16 hexadecimal digits for the cells of a Series or frame; with index=False, whatever the order of its rows."""
+    return f"{pd.util.hash_pandas_object(values, index=index).sum():016x}"
 
 
 def fingerprint_embedding(weights, vocabulary):
-    """Return a SHA-256 that binds each vector to its category; the order of the rows makes no difference."""
-    order = np.argsort(vocabulary["category"].to_numpy(str), kind="stable")
-    return fingerprint(list(vocabulary["category"].iloc[order]), weights[order])
+    """Return 16 hexadecimal digits that bind each vector to its category and count; the order of the rows is free."""
+    return fingerprint(vocabulary.astype({"category": object}).join(pd.DataFrame(weights)), index=False)
 
 
 def file_stems(columns):
@@ -462,7 +451,7 @@ def file_stems(columns):
         stem = re.sub(r"[^\w .+-]|^\.", lambda found: f"%{ord(found[0]):02X}", column)
         clash = [other for other in columns if other != column and other.casefold() == column.casefold()]
         if clash or len(stem.encode()) > 100:
-            stem = f"{stem[:40]}-{fingerprint([column])[:8]}"
+            stem = f"{stem[:40]}-{fingerprint(pd.Series([column]))[:8]}"
         stems[column] = stem
     return stems
 
@@ -498,25 +487,13 @@ def save_run(folder, run):
     finish_saving(folder)
 
 
-def remove(path):
-    """Remove a file or a folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def finish_saving(folder):
     """Move the files of a complete run from .saved to their places and remove those of the run before; run.json last."""
     saved = folder / ".saved"
     if (saved / "run.json").exists():
-        files = json.loads((saved / "run.json").read_text(encoding="utf-8"))["files"]
-        for name in read_run(folder).get("files", []):
-            if name not in files:
-                remove(folder / name)
+        for name in set(read_run(folder).get("files", [])) - set(read_run(saved)["files"]):
+            (folder / name).unlink(missing_ok=True)
         for file in sorted(saved.iterdir(), key=lambda file: file.name == "run.json"):
-            if file.is_dir():
-                remove(folder / file.name)  # a folder cannot be replaced as a file can
             os.replace(file, folder / file.name)
     shutil.rmtree(saved, ignore_errors=True)
 
@@ -540,17 +517,14 @@ def label(category):
 
 def write_projector(folder, embeddings, stems):
     """Write what TensorBoard's Embedding Projector shows: vectors, labels and its configuration; 10,000 rows a column."""
-    folder.mkdir()
     config = ""
     for column, (weights, vocabulary) in embeddings.items():
-        stem = stems[column]
-        np.savetxt(folder / f"{stem}.vectors.tsv", weights[:10_000], "%.5g", delimiter="\t")
-        labels = vocabulary[:10_000].assign(category=vocabulary["category"][:10_000].map(label))
-        labels.to_csv(folder / f"{stem}.labels.tsv", sep="\t", index=False, quoting=csv.QUOTE_NONE)
-        config += (
-            f'embeddings {{\n  tensor_name: {json.dumps(column, ensure_ascii=False)}\n  tensor_path: "{stem}.vectors.tsv"\n'
-            f'  metadata_path: "{stem}.labels.tsv"\n}}\n'
-        )
+        vectors, labels = f"{stems[column]}.vectors.tsv", f"{stems[column]}.labels.tsv"
+        np.savetxt(folder / vectors, weights[:10_000], "%.5g", delimiter="\t")
+        shown = vocabulary[:10_000].assign(category=vocabulary["category"][:10_000].map(label))
+        shown.to_csv(folder / labels, sep="\t", index=False, quoting=csv.QUOTE_NONE)
+        name = json.dumps(column, ensure_ascii=False)
+        config += f'embeddings {{\n  tensor_name: {name}\n  tensor_path: "{vectors}"\n  metadata_path: "{labels}"\n}}\n'
     (folder / "projector_config.pbtxt").write_text(config, encoding="utf-8")
 
 
@@ -602,7 +576,7 @@ def main():
         for column, (weights, vocabulary) in embeddings.items():
             np.save(new / f"{stems[column]}.npy", weights)
             vocabulary.to_csv(new / f"{stems[column]}.csv", index=False, quoting=csv.QUOTE_NONNUMERIC)
-        write_projector(new / "projector", embeddings, stems)
+        write_projector(new, embeddings, stems)
         columns = {
             column: {"file": stems[column], "fingerprint": fingerprint_embedding(*embeddings[column])}
             for column in CATEGORICAL_COLUMNS

@@ -72,7 +72,7 @@ def server(airports, tmp_path_factory):
     embeddings = {"dest": airports, "odd/name": (np.eye(5, dtype="float32"), odd)}
     write_projector = Pair(folder).base.write_projector
     (folder / "embeddings").mkdir()
-    write_projector(folder / "embeddings/projector", embeddings, {"dest": "dest", "odd/name": "odd%2Fname"})
+    write_projector(folder / "embeddings", embeddings, {"dest": "dest", "odd/name": "odd%2Fname"})
     command = shlex.split(re.search(r"^\.venv/bin/tensorboard (.*)$", README, re.MULTILINE)[1])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

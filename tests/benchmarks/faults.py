@@ -81,7 +81,7 @@ def main(kills=40):
         disk.mkdir()
         if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", disk], stderr=subprocess.DEVNULL).returncode == 0:
             for script in ("build_embeddings.py", "build_embed_model.py"):
-                shutil.copytree(old.embeddings, disk, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.keras", "projector"))
+                shutil.copytree(old.embeddings, disk, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.keras", "*.tsv"))
                 text = (old.folder / script).read_text().replace("EMBEDDINGS_DIR = 'embeddings'", f"EMBEDDINGS_DIR = {str(disk)!r}")
                 text = text.replace('EMBEDDINGS_DIR = "embeddings"', f"EMBEDDINGS_DIR = {str(disk)!r}")
                 (old.folder / script).write_text(text)
