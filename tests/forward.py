@@ -41,6 +41,7 @@ LAYERS = {  # (config, weights, inputs) -> output
     "Stack": lambda c, w, x: np.stack(x, axis=c["axis"]),
     "Mean": lambda c, w, x: np.mean(x, axis=c["axis"]),
     "GetItem": lambda c, w, x, key: x[tuple(key)],
+    "Clip": lambda c, w, x: np.clip(x, c["x_min"], c["x_max"]),
     "Softmax": lambda c, w, x: softmax(x),
     "Sigmoid": lambda c, w, x: FUNCTIONS["sigmoid"](x),
     "Relu": lambda c, w, x: relu(x),

@@ -209,7 +209,7 @@ def test_odd_numbers_wreck_nothing(pair, capsys, graphs):
         "tiny": random.normal(size=300) * 1e-30, "outlier": [3e38] + [1.0] * 299, "largest": random.choice([-3.4e38, 3.4e38], 300),
         "small steps far off": 1e9 + np.arange(300.0),
     }  # fmt: skip
-    one = pair(table.assign(**odd), {"EPOCHS": 8}, {"NUMERICAL_COLUMNS": ["x", *odd], "EPOCHS": 8}).run()
+    one = pair(table.assign(**odd), {"EPOCHS": 8}, {"NUMERICAL_COLUMNS": ["x", *odd], "EPOCHS": 30}).run()
     figures = report(capsys.readouterr().out)
     assert figures["embeddings + numerical columns"][0] < 0.7 * figures["mean of the training rows"][0], figures
     assert np.isfinite(one.predict(one.table)).all()
