@@ -87,7 +87,7 @@ def embed_numbers(numbers, known):
     small layer makes bends and jumps (piecewise-linear embedding, Gorishniy 2022).
     """
     steps, features = 64, 12
-    with np.errstate(over="ignore", invalid="ignore"):  # a column as wide as float32 gets a spread of infinity: it says nothing, and is 0
+    with np.errstate(over="ignore", invalid="ignore"):  # a column as wide as float32 has an infinite spread, and becomes 0
         low, median, high = np.nanquantile(known, [0.25, 0.5, 0.75], axis=0)
         spread = np.where(high > low, high - low, np.nanmax(np.abs(known - median), axis=0))
         scale = 1 / np.where(spread > 0, spread, 1.0)
@@ -201,7 +201,8 @@ def main():
 
         with base.stage(f"Training on {len(embeddings)} embeddings + {len(NUMERICAL_COLUMNS)} numerical columns"):
             model = build_model(embeddings, numbers, target_info, part)
-            base.train(model, [ids, numbers], target, part, EPOCHS or base.default_epochs(part, 1_000_000 if base.is_small(part) else 2_500_000), LEARNING_RATE)
+            epochs = EPOCHS or base.default_epochs(part, 1_000_000 if base.is_small(part) else 2_500_000)
+            base.train(model, [ids, numbers], target, part, epochs, LEARNING_RATE)
             answers = model.predict([ids[test], numbers[test]], batch_size=8192, verbose=0).mean(axis=1)
         with base.stage("Gradient boosting (scikit-learn) on the same rows, at most 1,000 iterations"):
             boosted = boost(ids, numbers, target, part)
