@@ -201,7 +201,7 @@ def main():
 
         with base.stage(f"Training on {len(embeddings)} embeddings + {len(NUMERICAL_COLUMNS)} numerical columns"):
             model = build_model(embeddings, numbers, target_info, part)
-            epochs = EPOCHS or base.default_epochs(part, 1_000_000 if base.is_small(part) else 2_500_000)
+            epochs = EPOCHS or base.default_epochs(part, 1_000_000 if base.is_small(part) else 3_000_000)
             base.train(model, [ids, numbers], target, part, epochs, LEARNING_RATE)
             answers = model.predict([ids[test], numbers[test]], batch_size=8192, verbose=0).mean(axis=1)
         with base.stage("Gradient boosting (scikit-learn) on the same rows, at most 1,000 iterations"):
