@@ -60,7 +60,8 @@ def load_embedding(column, run):
         weights = np.load(f"{file}.npy", allow_pickle=False)
         vocabulary = pd.read_csv(f"{file}.csv", dtype={"category": str, "count": "int64"}, keep_default_na=False)
         whole = weights.dtype == "float32" and weights.ndim == 2 and len(weights) == len(vocabulary) and np.isfinite(weights).all()
-        if not whole or vocabulary["count"][0] != 0 or base.fingerprint_embedding(weights, vocabulary) != run["columns"][column]["fingerprint"]:
+        whole = whole and vocabulary["count"][0] == 0  # only row 0 stands for no training row
+        if not whole or base.fingerprint_embedding(weights, vocabulary) != run["columns"][column]["fingerprint"]:
             raise ValueError("they are not the pair that one run saved")
     except (OSError, EOFError, ValueError, KeyError) as error:
         raise base.InputError(f"{file}.npy and .csv cannot be used ({error}): run build_embeddings.py again.") from error
@@ -149,7 +150,11 @@ def boost(ids, numbers, target, part):
     features = np.column_stack([categories, encoded, numbers])
     kind = HistGradientBoostingRegressor if base.TASK == "regression" else HistGradientBoostingClassifier
     booster = kind(
-        max_iter=1000, early_stopping=True, n_iter_no_change=50, categorical_features=np.arange(categories.shape[1]), random_state=base.SEED
+        max_iter=1000,
+        early_stopping=True,
+        n_iter_no_change=50,
+        categorical_features=np.arange(categories.shape[1]),
+        random_state=base.SEED,
     )
     booster.fit(features[training], target[training], X_val=features[validation], y_val=target[validation])
     if base.TASK == "regression":

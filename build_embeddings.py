@@ -309,7 +309,7 @@ def embedding_dim(cardinality):
 
 
 def default_epochs(part, rows_to_see):
-    """Return the epochs after which a network has seen so many training rows, those of a small table many times."""
+    """Return the number of epochs, 4 to 60, in which a network sees about rows_to_see training rows."""
     return int(np.clip(rows_to_see / np.sum(part == TRAINING), 4, 60))
 
 
@@ -385,7 +385,8 @@ def train(model, inputs, target, part, epochs, learning_rate):
     """
     target = np.repeat(target[:, None], model.output_shape[1], axis=1)  # every member learns from every row
     training, validation = np.flatnonzero(part == TRAINING), np.flatnonzero(part == VALIDATION)
-    batch_size = BATCH_SIZE or 2 ** int(np.round(np.clip(np.log2(len(training) / 100), 5, max(8, np.log2(len(training) / 4000)))))
+    most = max(8, np.log2(len(training) / 4000))  # batches of 256, and larger ones from a million rows on
+    batch_size = BATCH_SIZE or 2 ** int(np.round(np.clip(np.log2(len(training) / 100), 5, most)))
     steps = -(-len(training) // batch_size) * epochs
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, steps - steps // 20, warmup_target=learning_rate, warmup_steps=steps // 20
