@@ -39,7 +39,7 @@ NUMERICAL_COLUMNS = [  # may be empty
 
 # training
 TRAIN_EMBEDDINGS = True  # False keeps the loaded vectors exactly as they are: for vectors that must mean the same later
-EPOCHS = None  # None: 4 to 60, the fewer the more rows
+EPOCHS = None  # None: as long as it helps
 LEARNING_RATE = 5e-3  # the highest; lower it if training diverges
 # ----------------------------------------------------------------------------------------------------------------------
 
@@ -79,30 +79,37 @@ def check_same_rows(rows, run):
         )
 
 
-def embed_numbers(numbers, known):
+def embed_numbers(numbers, columns, training):
     """Return the numerical columns as a network can use them: (rows, features) for numbers (rows, columns) with NaN.
 
     Each column is centred on its median, divided by the distance of its quartiles and softly clipped to -3 ... 3
     (RealMLP), so that no outlier weighs more than 3; a missing cell becomes 0 and sets a mark. Each column is then also
     seen as a ladder: how far the number is up each of 64 steps between the column's quantiles, 0 to 1, from which a
-    small layer makes bends and jumps (piecewise-linear embedding, Gorishniy 2022).
+    small layer makes bends and jumps (piecewise-linear embedding, Gorishniy 2022). columns: those of the table, whose
+    training rows set the scales.
     """
     steps, features = 64, 12
-    with np.errstate(over="ignore", invalid="ignore"):  # a column as wide as float32 has an infinite spread, and becomes 0
-        low, median, high = np.nanquantile(known, [0.25, 0.5, 0.75], axis=0)
-        spread = np.where(high > low, high - low, np.nanmax(np.abs(known - median), axis=0))
-        scale = 1 / np.where(spread > 0, spread, 1.0)
-        rungs = np.nanquantile(known * scale - median * scale, np.linspace(0, 1, steps + 1), axis=0).T
-    heights = 1 / np.where(np.diff(rungs) > 0, np.diff(rungs), 1.0)
-    scaled = layers.Rescaling(scale.tolist(), offset=(-median * scale).tolist())(numbers)
+    scales, offsets, heights, feet = [], [], [], []
+    for column in columns:
+        known = column[training]
+        known = base.sample(known[~np.isnan(known)], 1_000_000).astype("float64")
+        rungs = np.quantile(known, np.linspace(0, 1, steps + 1))
+        low, median, high = rungs[steps * np.arange(1, 4) // 4]
+        spread = high - low if high > low else max(high - rungs[0], rungs[-1] - low)
+        scales.append(1 / spread if spread > 0 else 1.0)
+        offsets.append(-median * scales[-1])
+        rungs = (rungs - median) * scales[-1]
+        heights.append(1 / np.where(np.diff(rungs) > 0, np.diff(rungs), 1.0))
+        feet.append(-rungs[:-1] * heights[-1])
+    scaled = layers.Rescaling(scales, offset=offsets)(numbers)
     missing = ops.isnan(numbers)
     scaled = ops.clip(ops.where(missing, 0.0, scaled), -1e6, 1e6)  # a square must not overflow
-    ladder = layers.EinsumDense("rc,cs->rcs", output_shape=heights.shape, bias_axes="cs", trainable=False)
+    ladder = layers.EinsumDense("rc,cs->rcs", output_shape=(len(columns), steps), bias_axes="cs", trainable=False)
     climbed = ladder(scaled)
-    ladder.set_weights([heights, -rungs[:, :-1] * heights])
+    ladder.set_weights([np.array(heights), np.array(feet)])
     bends = layers.EinsumDense(
         "rcs,csf->rcf",
-        output_shape=(numbers.shape[1], features),
+        output_shape=(len(columns), features),
         bias_axes="cf",
         activation="relu",
         kernel_initializer=keras.initializers.RandomNormal(stddev=steps**-0.5),
@@ -111,55 +118,54 @@ def embed_numbers(numbers, known):
     return layers.concatenate([layers.Flatten()(bends), clipped, ops.cast(missing, "float32")])
 
 
-def build_model(embeddings, numbers, target_info, part):
-    """Return the network: ids (rows, columns) int32 and numbers (rows, columns) float32 -> answers of its members.
+def build_model(embeddings, numbers, training, target_info, recipe):
+    """Return the network: ids (rows, columns) int32 and, if any, numbers (rows, columns) -> answers of its members.
 
-    embeddings: (weights, vocabulary) of each column; numbers: those of all rows, whose training rows set the scales.
+    embeddings: (weights, vocabulary) of each column; numbers: the table's numerical columns.
     """
-    ids, known = keras.Input((len(embeddings),), dtype="int32"), numbers[part == base.TRAINING]
-    numbers = keras.Input((known.shape[1],))
-    shown = base.hide_some(ids, base.is_small(part))
+    inputs = [keras.Input((len(embeddings),), dtype="int32")]
+    shown = base.hide_some(inputs[0], recipe)
     parts = []
     for i, (weights, _) in enumerate(embeddings):
         cardinality, dim = len(weights) - 1, weights.shape[1]
-        layer = base.embedding_layer(i, part, cardinality, dim, weights=[weights], trainable=TRAIN_EMBEDDINGS)
+        layer = base.embedding_layer(i, cardinality, dim, weights=[weights], trainable=TRAIN_EMBEDDINGS)
         vectors = layer(shown[:, i])
         # Eight numbers are what the network sees of a longer vector: fewer to learn a rare category's rows by heart.
         parts.append(layers.Dense(8, use_bias=False)(vectors) if dim > 8 else vectors)
-    if known.shape[1]:
-        parts.append(embed_numbers(numbers, known))
+    if numbers:
+        inputs.append(keras.Input((len(numbers),)))
+        parts.append(embed_numbers(inputs[1], numbers, training))
     features = layers.concatenate(parts) if len(parts) > 1 else parts[0]
-    return keras.Model([ids, numbers], base.dense_layers(features, target_info, base.is_small(part)))
+    return keras.Model(inputs, base.dense_layers(features, target_info, recipe))
 
 
-def boost(ids, numbers, target, part):
-    """Return the test answers of scikit-learn's gradient boosting, the figure to beat, from the same training rows.
+def boost(ids, numbers, target, training, validation, test):
+    """Return the test answers of scikit-learn's gradient boosting, the figure to beat, from these rows of the columns.
 
     At most 1,000 iterations, stopped early on the validation rows. Columns with up to 254 categories are given as
     categories, others as the mean target of their category (cross-fitted on the training rows).
     """
-    training, validation, test = (part == p for p in (base.TRAINING, base.VALIDATION, base.TEST))
-    many = ids.max(axis=0) > 254
-    categories = np.where(ids[:, ~many] > 0, ids[:, ~many], np.nan)
-    encoded = np.empty((len(ids), 0))
-    if many.any():
-        encoder = TargetEncoder(target_type="continuous" if base.TASK == "regression" else base.TASK)
-        inside = encoder.fit_transform(ids[training][:, many], target[training])
-        encoded = encoder.transform(ids[:, many])
-        encoded[training] = inside
-    features = np.column_stack([categories, encoded, numbers])
+    few, many = [c for c in ids if c.max() <= 254], [c for c in ids if c.max() > 254]
+    encoder = TargetEncoder(target_type="continuous" if base.TASK == "regression" else base.TASK)
+    features = []
+    for rows in (training, validation, test):
+        columns = [np.where(column[rows] > 0, column[rows], np.nan) for column in few] + [column[rows] for column in numbers]
+        if many:
+            cells = base.gather(many, rows)
+            columns.append(encoder.transform(cells) if features else encoder.fit_transform(cells, target[rows]))
+        features.append(np.column_stack(columns))
     kind = HistGradientBoostingRegressor if base.TASK == "regression" else HistGradientBoostingClassifier
     booster = kind(
         max_iter=1000,
         early_stopping=True,
         n_iter_no_change=50,
-        categorical_features=np.arange(categories.shape[1]),
+        categorical_features=np.arange(len(few)),
         random_state=base.SEED,
     )
-    booster.fit(features[training], target[training], X_val=features[validation], y_val=target[validation])
+    booster.fit(features[0], target[training], X_val=features[1], y_val=target[validation])
     if base.TASK == "regression":
-        return booster.predict(features[test])
-    answers = booster.predict_proba(features[test])
+        return booster.predict(features[2])
+    answers = booster.predict_proba(features[2])
     return answers[:, 1] if base.TASK == "binary" else answers
 
 
@@ -174,11 +180,11 @@ def raw_model(model, embeddings, target_info):
         layers.StringLookup(vocabulary=list(words), oov_token="?" * (1 + words.str.len().max()))(inputs[column])
         for column, words in zip(CATEGORICAL_COLUMNS, (vocabulary["category"][1:] for _, vocabulary in embeddings))
     ]
-    numbers = [inputs[column] for column in NUMERICAL_COLUMNS]
-    ids = ops.cast(ops.stack(ids, axis=1), "int32")
-    numbers = ops.stack(numbers, axis=1) if numbers else ops.zeros((1, 0)) + ops.cast(ids[:, :0], "float32")
+    stacked = [ops.cast(ops.stack(ids, axis=1), "int32")]
+    if NUMERICAL_COLUMNS:
+        stacked.append(ops.stack([inputs[column] for column in NUMERICAL_COLUMNS], axis=1))
     network = keras.Model(model.inputs, model.outputs[0])  # without the loss, a function that a file cannot hold
-    answers = ops.mean(network([ids, numbers]), axis=1)
+    answers = ops.mean(network(stacked), axis=1)
     if base.TASK == "regression":
         # float32 would not tell apart answers around 1e9 that differ by less than 64
         answers = layers.Rescaling(target_info["std"], target_info["mean"], dtype="float64")(answers)
@@ -195,27 +201,28 @@ def main():
         embeddings = [load_embedding(column, run) for column in CATEGORICAL_COLUMNS]
         table, part, target, target_info, rows = base.load_rows(CATEGORICAL_COLUMNS, NUMERICAL_COLUMNS)
         check_same_rows(rows, run)
-        ids = np.column_stack([
-            base.row_numbers(table[column], vocabulary) for column, (_, vocabulary) in zip(CATEGORICAL_COLUMNS, embeddings)
-        ])
-        numbers = np.column_stack([np.empty((len(ids), 0), "float32"), *(table[column] for column in NUMERICAL_COLUMNS)])
-        training, test = part == base.TRAINING, part == base.TEST
-        for column, values in zip(NUMERICAL_COLUMNS, numbers[training].T):
-            if np.isnan(values).all():
+        training, validation, test = (np.flatnonzero(part == p) for p in (base.TRAINING, base.VALIDATION, base.TEST))
+        ids = [base.row_numbers(table.pop(c), vocabulary) for c, (_, vocabulary) in zip(CATEGORICAL_COLUMNS, embeddings)]
+        numbers = [table.pop(column) for column in NUMERICAL_COLUMNS]
+        for column, values in zip(NUMERICAL_COLUMNS, numbers):
+            if np.isnan(values[training]).all():
                 raise base.InputError(f"Column {column!r} has no number in the training rows: take it off NUMERICAL_COLUMNS.")
 
         with base.stage(f"Training on {len(embeddings)} embeddings + {len(NUMERICAL_COLUMNS)} numerical columns"):
-            model = build_model(embeddings, numbers, target_info, part)
-            epochs = EPOCHS or base.default_epochs(part, 1_000_000 if base.is_small(part) else 3_000_000)
-            base.train(model, [ids, numbers], target, part, epochs, LEARNING_RATE)
-            answers = model.predict([ids[test], numbers[test]], batch_size=8192, verbose=0).mean(axis=1)
-        with base.stage("Gradient boosting (scikit-learn) on the same rows, at most 1,000 iterations"):
-            boosted = boost(ids, numbers, target, part)
+            recipe = base.choose_recipe(len(training))
+            model = build_model(embeddings, numbers, training, target_info, recipe)
+            inputs = [ids, numbers] if numbers else [ids]
+            base.train(model, inputs, target, part, recipe, EPOCHS, 3_000_000, LEARNING_RATE)
+            answers = base.answer(model, inputs, test)
+        few = [base.sample(rows, limit) for rows, limit in ((training, 1_000_000), (validation, 100_000))]
+        rows_given = "the same rows" if len(few[0]) == len(training) else f"{len(few[0]):,} of the same rows"
+        with base.stage(f"Gradient boosting (scikit-learn) on {rows_given}, at most 1,000 iterations", clock=True):
+            boosted = boost(ids, numbers, target, *few, test)
 
         if base.TASK == "regression":
             mean = np.zeros(len(answers))
         else:
-            shares = np.bincount(target[training]) / training.sum()
+            shares = np.bincount(target[training]) / len(training)
             mean = np.tile(shares, (len(answers), 1)) if base.TASK == "multiclass" else np.full(len(answers), shares[1])
         report = {
             "mean of the training rows": base.score(target[test], mean, target_info),
@@ -223,7 +230,7 @@ def main():
             base.ALONE: run["test"][base.ALONE],
             "embeddings + numerical columns": base.score(target[test], answers, target_info),
         }
-        title = f"Test figures, {test.sum():,} rows neither script trained on"
+        title = f"Test figures, {len(test):,} rows neither script trained on"
         print(f"{title:<58}", *(f"{name:>14}" for name in report[base.ALONE]), f"  ({base.TARGET_COLUMN})")
         for name, figures in report.items():
             print(f"  {name:<56}", *(f"{figure:>14.4g}" for figure in figures.values()))

@@ -24,8 +24,10 @@ import os
 import re
 import shutil
 import sys
+import threading
 import time
 import zlib
+from collections import namedtuple
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -43,6 +45,10 @@ import numpy as np
 import pandas as pd
 from keras import layers, ops
 from sklearn import metrics
+
+tf = None
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf  # for what only TensorFlow can do: read and update single rows of a matrix
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Edit this block for your own table.
@@ -62,13 +68,14 @@ MAX_EMBEDDING_DIM = 50  # a category's vector has min(cardinality / 2, this) num
 EMBEDDINGS_DIR = "embeddings"
 
 # training
-EPOCHS = None  # None: 4 to 60, the fewer the more rows; the best one on the validation rows is kept in any case
+EPOCHS = None  # None: as long as it helps; the best one on the validation rows is kept in any case
 BATCH_SIZE = None  # None: follows the number of rows; a larger batch is faster for each row and learns less from it
 LEARNING_RATE = 5e-3  # the highest; lower it if training diverges
 SEED = 0  # another seed: other random rows held out, other random starts
 # ----------------------------------------------------------------------------------------------------------------------
 
 TRAINING, VALIDATION, TEST = 0, 1, 2  # the parts into which split_rows divides the table
+Recipe = namedtuple("Recipe", "batch_size members widths dropout hidden weight_decay")  # hidden: share of cells
 UNKNOWN = "<unknown>"  # how row 0 is called in the vocabulary file; it is found by its place, never by this name
 MISSING_NUMBERS = ["", "NA", "NaN", "nan"]  # in numerical columns; in categorical ones they are text like any other
 ALONE = "categorical columns alone (build_embeddings.py)"  # the name of the first script's line in the final report
@@ -91,11 +98,21 @@ def plain_errors():
 
 
 @contextmanager
-def stage(title):
-    """Print what begins and, at its end, how many seconds it took."""
+def stage(title, clock=False):
+    """Print what begins and, at its end, how many seconds it took; clock: count them on the screen meanwhile."""
     print(title, flush=True)
-    start = time.perf_counter()
-    yield
+    start, ended = time.perf_counter(), threading.Event()
+
+    def count():
+        while not ended.wait(1):
+            print(f"\r  {time.perf_counter() - start:.0f} s", end="\r", flush=True)
+
+    if clock and sys.stdout.isatty():
+        threading.Thread(target=count, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
     print(f"  {time.perf_counter() - start:.1f} s", flush=True)
 
 
@@ -275,7 +292,7 @@ def load_rows(categorical_columns, numerical_columns):
     (number_columns if TASK == "regression" else text_columns).append(TARGET_COLUMN)
     if SPLIT_COLUMN:
         text_columns.append(SPLIT_COLUMN)
-    with stage(f"Reading {DATA_FILE}"):
+    with stage(f"Reading {DATA_FILE}", clock=True):
         table = read_table(text_columns, number_columns)
         row_count = len(table[TARGET_COLUMN])
         part = split_rows(row_count, table[SPLIT_COLUMN] if SPLIT_COLUMN else None)
@@ -308,65 +325,112 @@ def embedding_dim(cardinality):
     return max(2, min(cardinality // 2, MAX_EMBEDDING_DIM))
 
 
-def default_epochs(part, rows_to_see):
-    """Return the number of epochs, 4 to 60, in which a network sees about rows_to_see training rows."""
-    return int(np.clip(rows_to_see / np.sum(part == TRAINING), 4, 60))
+def choose_recipe(row_count):
+    """Return what is best for a table of so many training rows, as measured in tests/benchmarks."""
+    batch_size = BATCH_SIZE or 2 ** int(np.round(np.clip(np.log2(row_count / 100), 5, max(8, np.log2(row_count / 4000)))))
+    if row_count < 100_000:  # a network must be kept from learning so few rows by heart
+        return Recipe(batch_size, members=4, widths=(256, 128), dropout=0.1, hidden=0.05, weight_decay=0.2)
+    return Recipe(batch_size, members=1, widths=(512, 256), dropout=0.0, hidden=0.01, weight_decay=0.05)
 
 
-def is_small(part):
-    """Tell whether a table is so small that a network must be kept from learning its rows by heart."""
-    return np.sum(part == TRAINING) < 100_000
+def embedding_layer(number, cardinality, dim, **settings):
+    """Return the embedding layer of a column: embedding_<number>, a matrix (cardinality + 1, dim)."""
+    layer = layers.Embedding(cardinality + 1, dim, name=f"embedding_{number}", **settings)
+    if tf:  # reads the rows alone; the layer's own way copies the whole matrix at every step
+        layer.build()
+        layer.call = lambda rows: tf.nn.embedding_lookup(layer.embeddings.value, rows)
+    return layer
 
 
-def embedding_layer(number, part, cardinality, dim, **settings):
-    """Return the embedding layer of a column: embedding_<number>, a matrix (cardinality + 1, dim).
-
-    The penalty is that of a Gaussian prior on every vector, the narrower the longer the vector is: a category keeps close
-    to the others unless its rows say otherwise, so that one with few rows is not learned by heart.
-    """
-    penalty = keras.regularizers.L2(40 * dim / np.sum(part == TRAINING))
-    return layers.Embedding(cardinality + 1, dim, embeddings_regularizer=penalty, name=f"embedding_{number}", **settings)
-
-
-def dense_layers(features, target_info, small):
+def dense_layers(features, target_info, recipe):
     """Return the answers (rows, members) or (rows, members, classes) of networks that share all weights but a few.
 
-    On a small table, four members see the features through signs of their own, trained with the rest, and have output
-    layers of their own: their mean is better than one network (TabM: Gorishniy et al. 2024, arXiv:2410.24210).
+    Several members see the features through signs of their own, trained with the rest, and have output layers of their
+    own: their mean is better than one network (TabM: Gorishniy et al. 2024, arXiv:2410.24210).
     """
-    members = 4 if small else 1
-    hidden = layers.RepeatVector(members)(features)
-    if small:
+    hidden = layers.RepeatVector(recipe.members)(features)
+    if recipe.members > 1:
         signs = layers.EinsumDense("rmf,mf->rmf", output_shape=hidden.shape[1:])
         hidden = signs(hidden)
         signs.set_weights([np.random.default_rng(SEED).choice([-1.0, 1.0], signs.kernel.shape)])
-    for units in (256, 128) if small else (512, 256):
+    for units in recipe.widths:
         hidden = layers.Dense(units, activation="relu", kernel_initializer="he_normal")(hidden)
-        hidden = layers.Dropout(0.1 if small else 0.0)(hidden)
+        hidden = layers.Dropout(recipe.dropout)(hidden)
     outputs = len(target_info["classes"]) if TASK == "multiclass" else 1
-    answers = layers.EinsumDense("rmf,mfo->rmo", output_shape=(members, outputs), bias_axes="mo")(hidden)
+    answers = layers.EinsumDense("rmf,mfo->rmo", output_shape=(recipe.members, outputs), bias_axes="mo")(hidden)
     if TASK == "multiclass":
         return ops.softmax(answers)
-    answers = layers.Reshape((members,))(answers)
+    answers = layers.Reshape((recipe.members,))(answers)
     return ops.sigmoid(answers) if TASK == "binary" else answers
 
 
-def hide_some(ids, small):
+def hide_some(ids, recipe):
     """Replace a share of the row numbers by 0 while training, so that row 0 learns what to say of an unknown category."""
-    kept = layers.Dropout(0.05 if small else 0.01)(ops.ones_like(ids, dtype="float32"))
+    kept = layers.Dropout(recipe.hidden)(ops.ones_like(ids, dtype="float32"))
     return ids * ops.cast(kept > 0, "int32")
 
 
-def build_model(vocabularies, target_info, part):
+def build_model(vocabularies, target_info, recipe):
     """Return the network: ids (rows, columns) int32 -> a vector for each -> dense layers -> the target."""
     ids = keras.Input((len(vocabularies),), dtype="int32")
-    shown = hide_some(ids, is_small(part))
+    shown = hide_some(ids, recipe)
     vectors = []
     for i, vocabulary in enumerate(vocabularies.values()):
         cardinality = len(vocabulary) - 1
-        vectors.append(embedding_layer(i, part, cardinality, embedding_dim(cardinality))(shown[:, i]))
+        vectors.append(embedding_layer(i, cardinality, embedding_dim(cardinality))(shown[:, i]))
     features = layers.concatenate(vectors) if len(vectors) > 1 else vectors[0]
-    return keras.Model([ids], dense_layers(features, target_info, is_small(part)))
+    return keras.Model([ids], dense_layers(features, target_info, recipe))
+
+
+# Training
+
+
+def gather(columns, rows):
+    """Return some rows of a list of columns as one array (rows, columns)."""
+    return np.stack([column[rows] for column in columns], axis=1)
+
+
+def sample(rows, limit):
+    """Return the rows, or as many of them at random as the limit allows."""
+    return rows if len(rows) <= limit else np.random.default_rng(SEED).choice(rows, limit, replace=False)
+
+
+def shuffled_rounds(rows, passes, pieces):
+    """Yield the rows of each round of training, without end: so many passes over all rows, or one of the pieces of a pass."""
+    random = np.random.default_rng(SEED)
+    while True:
+        yield from np.array_split(np.concatenate([random.permutation(rows) for _ in range(passes)]), pieces)
+
+
+class SparseAdamW(keras.optimizers.AdamW):
+    """AdamW that updates, of an embedding, only the rows which the batch looked up: a step costs the same at any cardinality.
+
+    Their gradients are summed where a category stands in several rows of a batch, and have no momentum, which would be
+    that of a batch long ago. Only TensorFlow tells which rows those are; on other backends this is AdamW.
+
+    Every vector has a Gaussian prior: a category stays close to the others unless its rows say otherwise, so that one with
+    few rows is not learned by heart. priors: for each variable in their order None or, for an embedding, the strength of
+    the prior and for each of its rows after how many steps it comes up, because it is then that it pays for them all.
+    """
+
+    def __init__(self, learning_rate, priors, **settings):
+        super().__init__(learning_rate, **settings)
+        self.priors = priors
+
+    def update_step(self, gradient, variable, learning_rate):
+        index = self._get_variable_index(variable)
+        strength, waits = self.priors[index] or (0.0, None)
+        if not hasattr(gradient, "indices"):
+            return super().update_step(gradient + strength * variable, variable, learning_rate)
+        rows, position, times = tf.unique_with_counts(gradient.indices)
+        gradient = tf.math.unsorted_segment_sum(gradient.values, position, tf.size(rows))
+        gradient += strength * (tf.gather(waits, rows) * tf.cast(times, "float32"))[:, None] * tf.gather(variable, rows)
+        velocities = self._velocities[index].value
+        velocity = tf.gather(velocities, rows)
+        velocity += (tf.square(gradient) - velocity) * (1 - self.beta_2)
+        velocities.scatter_update(tf.IndexedSlices(velocity, rows))
+        unbiased = velocity / (1 - self.beta_2 ** tf.cast(self.iterations + 1, "float32"))
+        variable.scatter_sub(tf.IndexedSlices(learning_rate * gradient / (tf.sqrt(unbiased) + self.epsilon), rows))
 
 
 def gaussian_loss(target, answers):
@@ -377,40 +441,85 @@ def gaussian_loss(target, answers):
     return ops.log(ops.mean(ops.square(target - answers)) + keras.config.epsilon()) / 2
 
 
-def train(model, inputs, target, part, epochs, learning_rate):
-    """Fit a model on the training rows and leave it with the weights of its best epoch on the validation rows.
+def plan_training(row_count, epochs, rows_to_see):
+    """Return passes and pieces of a round of training, as shuffled_rounds takes them, and the rounds of each cycle.
 
-    inputs: a list of arrays over all rows. The learning rate warms up and falls to zero along half a cosine. Raises
-    InputError where training diverges.
+    A round sees ten thousand to a million rows. There is one cycle of so many epochs or, where that is None, cycles of 4
+    epochs, 8, 16 and so on, up to rows_to_see or 3 epochs in all.
     """
-    target = np.repeat(target[:, None], model.output_shape[1], axis=1)  # every member learns from every row
-    training, validation = np.flatnonzero(part == TRAINING), np.flatnonzero(part == VALIDATION)
-    most = max(8, np.log2(len(training) / 4000))  # batches of 256, and larger ones from a million rows on
-    batch_size = BATCH_SIZE or 2 ** int(np.round(np.clip(np.log2(len(training) / 100), 5, most)))
-    steps = -(-len(training) // batch_size) * epochs
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, steps - steps // 20, warmup_target=learning_rate, warmup_steps=steps // 20
-    )
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.2 if is_small(part) else 0.05)
+    pieces = -(-row_count // 1_000_000)
+    if epochs:
+        return 1, pieces, [epochs * pieces]
+    passes = int(np.clip(10_000 / row_count, 1, 4))
+    rounds = int(max(3, min(rows_to_see / row_count, 250)) * pieces / passes)
+    cycles = [min(rounds, 4 * pieces // passes)]
+    while sum(cycles) + 2 * cycles[-1] <= rounds + 1:
+        cycles.append(2 * cycles[-1])
+    return passes, pieces, cycles
+
+
+def train(model, inputs, target, part, recipe, epochs, rows_to_see, learning_rate):
+    """Fit a model on the training rows and leave it with the weights of its best round on the validation rows.
+
+    In each cycle of rounds the learning rate falls to zero along half a cosine (Loshchilov and Hutter 2017,
+    arXiv:1608.03983); a cycle that brings nothing is the last: a noisy table needs few rounds, an exact one many.
+    inputs: a list of lists of columns; rows are gathered for one round at a time. Raises InputError where training diverges.
+    """
+
+    def gather_all(rows):
+        answers = np.repeat(target[rows, None], recipe.members, axis=1)  # every member learns from every row
+        return [gather(columns, rows) for columns in inputs], answers
+
+    training, validation = (np.flatnonzero(part == p) for p in (TRAINING, VALIDATION))
+    passes, pieces, cycles = plan_training(len(training), epochs, rows_to_see)
+    steps = -(-len(training) * passes // (pieces * recipe.batch_size)) * cycles[0]
+    schedule = keras.optimizers.schedules.CosineDecayRestarts(learning_rate, steps, t_mul=2.0)
+    priors = []
+    for weights in model.trainable_variables:
+        number = re.match(r"embedding_(\d+)/", weights.path)
+        if number:
+            counts = np.bincount(inputs[0][int(number[1])][training], minlength=weights.shape[0])
+            counts[0] += recipe.hidden * len(training)
+            waits = len(training) / (recipe.batch_size * np.maximum(counts, 1))
+            priors.append((2 * 40 * weights.shape[1] / len(training), waits.astype("float32")))
+        else:
+            priors.append(None)
+    optimizer = SparseAdamW(schedule, priors, weight_decay=recipe.weight_decay)
     optimizer.exclude_from_weight_decay(var_names=["bias", "embeddings"])
-    loss = {"regression": gaussian_loss, "binary": "binary_crossentropy", "multiclass": "sparse_categorical_crossentropy"}
-    error = {"regression": "mse"}.get(TASK, loss[TASK])
-    model.compile(optimizer, loss[TASK], metrics=[error], steps_per_execution=16)
-    model.fit(
-        [values[training] for values in inputs],
-        target[training],
-        batch_size=batch_size,
-        epochs=epochs,
-        validation_data=([values[validation] for values in inputs], target[validation]),
-        validation_batch_size=4096,
-        callbacks=[keras.callbacks.EarlyStopping(f"val_{error}", patience=epochs, restore_best_weights=True)],  # after all epochs
-        verbose=1 if sys.stdout.isatty() else 2,
-    )
+    loss = {"regression": gaussian_loss, "binary": "binary_crossentropy", "multiclass": "sparse_categorical_crossentropy"}[TASK]
+    error = "mse" if TASK == "regression" else loss
+    model.compile(optimizer, loss, metrics=[error], steps_per_execution=16)
+    rounds, held_out = shuffled_rounds(training, passes, pieces), gather_all(sample(validation, 1_000_000))
+    lowest, number, weights = np.inf, 0, model.get_weights()
+    for cycle in cycles:
+        before = lowest
+        for _ in range(cycle):
+            history = model.fit(
+                *gather_all(next(rounds)),
+                batch_size=recipe.batch_size,
+                shuffle=False,
+                initial_epoch=number,
+                epochs=number + 1,
+                validation_data=held_out,
+                validation_batch_size=4096,
+                verbose=1 if sys.stdout.isatty() else 2,
+            ).history
+            number += 1
+            if history[f"val_{error}"][0] < lowest:
+                lowest, weights = history[f"val_{error}"][0], model.get_weights()
+        if lowest == before:
+            break
+    model.set_weights(weights)
     if not all(np.isfinite(weights).all() for weights in model.get_weights()):
         raise InputError("Training diverged: lower LEARNING_RATE, or look for extreme values in the table.")
 
 
 # Figures and files
+
+
+def answer(model, inputs, rows):
+    """Return the mean of the members' answers for some rows, in the units of the network's target."""
+    return model.predict([gather(columns, rows) for columns in inputs], batch_size=8192, verbose=0).mean(axis=1)
 
 
 def score(target, answers, target_info):
@@ -556,12 +665,13 @@ def main():
             print(f"  {column:<{width}} {cardinality:>7,} categories -> {embedding_dim(cardinality)} dimensions{doubt}")
 
         with stage(f"Training on {len(CATEGORICAL_COLUMNS)} categorical columns"):
-            ids = np.column_stack([row_numbers(table[column], vocabularies[column]) for column in CATEGORICAL_COLUMNS])
-            model = build_model(vocabularies, target_info, part)
-            train(model, [ids], target, part, EPOCHS or default_epochs(part, 600_000), LEARNING_RATE)
+            ids = [row_numbers(table.pop(column), vocabularies[column]) for column in CATEGORICAL_COLUMNS]
+            recipe = choose_recipe(row_count)
+            model = build_model(vocabularies, target_info, recipe)
+            train(model, [ids], target, part, recipe, EPOCHS, 600_000, LEARNING_RATE)
 
-        test = part == TEST
-        figures = score(target[test], model.predict([ids[test]], batch_size=8192, verbose=0).mean(axis=1), target_info)
+        test = np.flatnonzero(part == TEST)
+        figures = score(target[test], answer(model, [ids], test), target_info)
         print("Test", ", ".join(f"{name} {value:.4g}" for name, value in figures.items()), TARGET_COLUMN)
 
         print("Nearest categories (cosine similarity; '?': fewer than 20 training rows)")
