@@ -194,6 +194,7 @@ def raw_model(model, embeddings, target_info):
 
 @base.plain_errors()
 def main():
+    base.join_processes()
     keras.utils.set_random_seed(base.SEED)
     with base.locked_folder() as folder:
         print(f"Loading embeddings from {folder}/")
@@ -212,8 +213,10 @@ def main():
             recipe = base.choose_recipe(len(training))
             model = build_model(embeddings, numbers, training, target_info, recipe)
             inputs = [ids, numbers] if numbers else [ids]
-            base.train(model, inputs, target, part, recipe, EPOCHS, 3_000_000, LEARNING_RATE)
-            answers = base.answer(model, inputs, test)
+            model = base.train(model, inputs, target, part, recipe, EPOCHS, 3_000_000, LEARNING_RATE)
+        if base.PROCESS:
+            return
+        answers = base.answer(model, inputs, test)
         few = [base.sample(rows, limit) for rows, limit in ((training, 1_000_000), (validation, 100_000))]
         rows_given = "the same rows" if len(few[0]) == len(training) else f"{len(few[0]):,} of the same rows"
         with base.stage(f"Gradient boosting (scikit-learn) on {rows_given}, at most 1,000 iterations", clock=True):

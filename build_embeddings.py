@@ -79,6 +79,7 @@ Recipe = namedtuple("Recipe", "batch_size members widths dropout hidden weight_d
 UNKNOWN = "<unknown>"  # how row 0 is called in the vocabulary file; it is found by its place, never by this name
 MISSING_NUMBERS = ["", "NA", "NaN", "nan"]  # in numerical columns; in categorical ones they are text like any other
 ALONE = "categorical columns alone (build_embeddings.py)"  # the name of the first script's line in the final report
+PROCESS, PROCESSES = (int(os.environ.get(f"KERAS_DISTRIBUTION_{name}", n)) for name, n in [("PROCESS_ID", 0), ("NUM_PROCESSES", 1)])
 PIECE_ROWS = 2**13  # rows of text in memory at a time while reading; few enough for the processor's cache
 
 
@@ -114,6 +115,17 @@ def stage(title, clock=False):
     finally:
         ended.set()
     print(f"  {time.perf_counter() - start:.1f} s", flush=True)
+
+
+def join_processes():
+    """Let the processes of KERAS_DISTRIBUTION_NUM_PROCESSES, or the devices of this one, train jointly: JAX can."""
+    if PROCESSES > 1:
+        import jax  # keras.distribution.initialize() does the same, but learns of a dead process after 100 s
+
+        first = os.environ["KERAS_DISTRIBUTION_JOB_ADDRESSES"].split(",")[0]
+        jax.distributed.initialize(first, PROCESSES, PROCESS, heartbeat_timeout_seconds=30)
+    if keras.backend.backend() == "jax" and len(keras.distribution.list_devices()) > 1:
+        keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
 
 
 # Reading
@@ -433,6 +445,21 @@ class SparseAdamW(keras.optimizers.AdamW):
         variable.scatter_sub(tf.IndexedSlices(learning_rate * gradient / (tf.sqrt(unbiased) + self.epsilon), rows))
 
 
+def find_priors(model, ids, training, recipe):
+    """Return the priors that SparseAdamW takes: the longer a vector is, the narrower."""
+    priors = []
+    for weights in model.trainable_variables:
+        layer = re.match(r"embedding_(\d+)/", weights.path)
+        if layer:
+            counts = np.bincount(ids[int(layer[1])][training], minlength=weights.shape[0])
+            counts[0] += recipe.hidden * len(training)
+            waits = len(training) / recipe.batch_size / np.maximum(counts, 1)
+            priors.append((80 * weights.shape[1] / len(training), waits.astype("float32")))
+        else:
+            priors.append(None)
+    return priors
+
+
 def gaussian_loss(target, answers):
     """Return half the log of the mean squared error: the log likelihood of answers whose noise is as large as the error.
 
@@ -459,59 +486,58 @@ def plan_training(row_count, epochs, rows_to_see):
 
 
 def train(model, inputs, target, part, recipe, epochs, rows_to_see, learning_rate):
-    """Fit a model on the training rows and leave it with the weights of its best round on the validation rows.
+    """Fit a model on the training rows and return it with the weights of its best round on the validation rows.
 
     In each cycle of rounds the learning rate falls to zero along half a cosine (Loshchilov and Hutter 2017,
     arXiv:1608.03983); a cycle that brings nothing is the last: a noisy table needs few rounds, an exact one many.
     inputs: a list of lists of columns; rows are gathered for one round at a time. Raises InputError where training diverges.
     """
 
+    batch_size = recipe.batch_size
+
     def gather_all(rows):
+        if keras.distribution.distribution():  # of whole batches, the part of this process
+            rows = rows[: len(rows) // batch_size * batch_size].reshape(-1, PROCESSES, batch_size // PROCESSES)[:, PROCESS].ravel()
         answers = np.repeat(target[rows, None], recipe.members, axis=1)  # every member learns from every row
         return [gather(columns, rows) for columns in inputs], answers
 
     training, validation = (np.flatnonzero(part == p) for p in (TRAINING, VALIDATION))
     passes, pieces, cycles = plan_training(len(training), epochs, rows_to_see)
-    steps = -(-len(training) * passes // (pieces * recipe.batch_size)) * cycles[0]
+    steps = -(-len(training) * passes // (pieces * batch_size)) * cycles[0]
     schedule = keras.optimizers.schedules.CosineDecayRestarts(learning_rate, steps, t_mul=2.0)
-    priors = []
-    for weights in model.trainable_variables:
-        number = re.match(r"embedding_(\d+)/", weights.path)
-        if number:
-            counts = np.bincount(inputs[0][int(number[1])][training], minlength=weights.shape[0])
-            counts[0] += recipe.hidden * len(training)
-            waits = len(training) / (recipe.batch_size * np.maximum(counts, 1))
-            priors.append((2 * 40 * weights.shape[1] / len(training), waits.astype("float32")))
-        else:
-            priors.append(None)
+    priors = find_priors(model, inputs[0], training, recipe)
     optimizer = SparseAdamW(schedule, priors, weight_decay=recipe.weight_decay)
     optimizer.exclude_from_weight_decay(var_names=["bias", "embeddings"])
     loss = {"regression": gaussian_loss, "binary": "binary_crossentropy", "multiclass": "sparse_categorical_crossentropy"}[TASK]
     error = "mse" if TASK == "regression" else loss
     model.compile(optimizer, loss, metrics=[error], steps_per_execution=16)
     rounds, held_out = shuffled_rounds(training, passes, pieces), gather_all(sample(validation, 1_000_000))
-    lowest, number, weights = np.inf, 0, model.get_weights()
+    errors, best = [], model.get_weights()
     for cycle in cycles:
-        before = lowest
+        best_before = best
         for _ in range(cycle):
             history = model.fit(
                 *gather_all(next(rounds)),
-                batch_size=recipe.batch_size,
+                batch_size=batch_size // PROCESSES,
                 shuffle=False,
-                initial_epoch=number,
-                epochs=number + 1,
+                initial_epoch=len(errors),
+                epochs=len(errors) + 1,
                 validation_data=held_out,
-                validation_batch_size=4096,
+                validation_batch_size=batch_size // PROCESSES,
                 verbose=1 if sys.stdout.isatty() else 2,
             ).history
-            number += 1
-            if history[f"val_{error}"][0] < lowest:
-                lowest, weights = history[f"val_{error}"][0], model.get_weights()
-        if lowest == before:
+            errors += history[f"val_{error}"]
+            if errors[-1] <= min(errors):
+                best = model.get_weights()
+        if best is best_before:
             break
-    model.set_weights(weights)
-    if not all(np.isfinite(weights).all() for weights in model.get_weights()):
+    if not all(np.isfinite(values).all() for values in [errors, *model.get_weights()]):
         raise InputError("Training diverged: lower LEARNING_RATE, or look for extreme values in the table.")
+    if keras.distribution.distribution():
+        keras.distribution.set_distribution(None)
+        model = keras.models.clone_model(keras.Model(model.inputs, model.outputs[0]))
+    model.set_weights(best)
+    return model
 
 
 # Figures and files
@@ -571,6 +597,9 @@ def locked_folder():
     """Yield EMBEDDINGS_DIR, held by this run alone, with an empty folder .saving in it for the files to come."""
     folder = Path(EMBEDDINGS_DIR)
     new = folder / ".saving"
+    if PROCESS:  # the first one holds it for all
+        yield folder
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
         try:
@@ -651,6 +680,7 @@ def print_nearest(weights, vocabulary, column, width):
 
 @plain_errors()
 def main():
+    join_processes()
     keras.utils.set_random_seed(SEED)
     with locked_folder() as folder:
         table, part, target, target_info, rows = load_rows(CATEGORICAL_COLUMNS, [])
@@ -668,7 +698,9 @@ def main():
             ids = [row_numbers(table.pop(column), vocabularies[column]) for column in CATEGORICAL_COLUMNS]
             recipe = choose_recipe(row_count)
             model = build_model(vocabularies, target_info, recipe)
-            train(model, [ids], target, part, recipe, EPOCHS, 600_000, LEARNING_RATE)
+            model = train(model, [ids], target, part, recipe, EPOCHS, 600_000, LEARNING_RATE)
+        if PROCESS:
+            return  # the first one reports and saves
 
         test = np.flatnonzero(part == TEST)
         figures = score(target[test], answer(model, [ids], test), target_info)
