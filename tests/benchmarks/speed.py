@@ -1,0 +1,127 @@
+"""Where the time of a training step goes, and how it compares: to bare matrix products, to PyTorch.
+
+    pip install torch --index-url ...   # optional: the CPU build; without it that line is left out
+    python tests/benchmarks/speed.py
+
+The network of build_embed_model.py at its defaults for the flights, on made-up rows of the same shapes; medians of five
+repeats, taken in turn, in one process and with the same threads.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+
+import build_embed_model as script
+import build_embeddings as base
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+CARDINALITIES = [12, 7, 19, 16, 3, 104, 3996, 128, 36, 7]
+ROWS, NUMBERS, STEPS = 262_144, 12, 128
+
+
+def products(shapes, batch):
+    """Return a function that makes the matrix products of STEPS steps: forward, and two backward for each layer."""
+    random = np.random.default_rng(0)
+    weights = [tf.constant(random.normal(size=shape).astype("float32")) for shape in shapes]
+    inputs = [tf.constant(random.normal(size=(batch, rows)).astype("float32")) for rows, _ in shapes]
+    outputs = [tf.constant(random.normal(size=(batch, columns)).astype("float32")) for _, columns in shapes]
+
+    @tf.function
+    def step():
+        total = 0.0
+        for x, w, y in zip(inputs, weights, outputs):
+            for product in (x @ w, tf.matmul(y, w, transpose_b=True), tf.matmul(x, y, transpose_a=True)):
+                total += product[0, 0]
+        return total
+
+    return lambda: [step() for _ in range(STEPS)]
+
+
+def torch_steps(widths, batch, ids, numbers, target):
+    """Return a function that takes STEPS steps of the same network without the ladder, in PyTorch; None without PyTorch."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    dims = [max(2, min(c // 2, 50)) for c in CARDINALITIES]
+    tables = torch.nn.ModuleList(torch.nn.Embedding(c + 1, d) for c, d in zip(CARDINALITIES, dims))
+    squeeze = torch.nn.ModuleList(torch.nn.Linear(d, 8, bias=False) if d > 8 else torch.nn.Identity() for d in dims)
+    edges, bends = torch.rand(NUMBERS, 64), torch.nn.Parameter(torch.randn(NUMBERS, 64, 12) / 8)
+    first = sum(min(d, 8) for d in dims) + NUMBERS * 14
+    dense = torch.nn.Sequential(torch.nn.Linear(first, widths[0]), torch.nn.ReLU(), torch.nn.Linear(*widths), torch.nn.ReLU(), torch.nn.Linear(widths[1], 1))
+    parameters = [*tables.parameters(), *squeeze.parameters(), *dense.parameters(), bends]
+    optimizer = torch.optim.AdamW(parameters, 1e-3, fused=True)
+    ids, numbers, target = (torch.from_numpy(values) for values in (ids, numbers, target))
+
+    def steps():
+        order = torch.randperm(len(ids))[: STEPS * batch].reshape(STEPS, batch)
+        for rows in order:
+            i, x = ids[rows].long(), numbers[rows]
+            climbed = ((x[:, :, None] - edges) * 64).clamp(0, 1)
+            bent = torch.einsum("rcs,csf->rcf", climbed, bends).relu().flatten(1)
+            features = [s(t(i[:, k])) for k, (t, s) in enumerate(zip(tables, squeeze))]
+            loss = ((dense(torch.cat([*features, bent, x, x], 1)) - target[rows]) ** 2).mean().log() / 2
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    torch.set_num_threads(2)
+    return steps
+
+
+def main():
+    random = np.random.default_rng(0)
+    ids = [random.integers(0, c + 1, ROWS).astype("int32") for c in CARDINALITIES]
+    numbers = [random.normal(size=ROWS).astype("float32") for _ in range(NUMBERS)]
+    target, rows = random.normal(size=ROWS).astype("float32"), np.arange(ROWS)
+    recipe = base.choose_recipe(ROWS)
+    embeddings = []
+    for c in CARDINALITIES:
+        vocabulary = pd.DataFrame({"category": [str(i) for i in range(c + 1)], "count": [0] + [ROWS // c] * c})
+        embeddings.append((random.normal(size=(c + 1, base.embedding_dim(c))).astype("float32"), vocabulary))
+    model = script.build_model(embeddings, numbers, rows, {}, recipe)
+    optimizer = base.SparseAdamW(1e-3, base.find_priors(model, ids, rows, recipe), weight_decay=recipe.weight_decay)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "embeddings"])
+    model.compile(optimizer, base.gaussian_loss, steps_per_execution=16)
+    few = rows[: STEPS * recipe.batch_size]
+    batch = [base.gather(ids, few), base.gather(numbers, few)]
+    features = next(layer for layer in model.layers if isinstance(layer, keras.layers.Dense) and layer.units == recipe.widths[0]).kernel.shape[0]
+    squeezed = [(d.shape[1], 8) for d, _ in embeddings if d.shape[1] > 8]
+    shapes = [(features, recipe.widths[0]), recipe.widths, (recipe.widths[1], 1), *squeezed]
+
+    def fit():
+        model.fit(batch, target[few, None], batch_size=recipe.batch_size, verbose=0)
+
+    def ladder():
+        return [bend() for _ in range(STEPS)]
+
+    kernel = tf.constant(random.normal(size=(NUMBERS, 64, 12)).astype("float32"))
+    climbed = tf.constant(random.normal(size=(NUMBERS, recipe.batch_size, 64)).astype("float32"))
+    bent = tf.constant(random.normal(size=(NUMBERS, recipe.batch_size, 12)).astype("float32"))
+    bend = tf.function(lambda: tf.reduce_sum((climbed @ kernel)[:, 0, 0]) + tf.reduce_sum(tf.matmul(climbed, bent, transpose_a=True)[:, 0, 0]))
+    what = {
+        "training, Keras": fit,
+        "bare products of the dense layers": products(shapes, recipe.batch_size),
+        "bare products of the numbers' ladders": ladder,
+        "training, PyTorch": torch_steps(recipe.widths, recipe.batch_size, batch[0], batch[1], target[few, None]),
+    }
+    what = {name: function for name, function in what.items() if function}
+    seconds = {name: [] for name in what}
+    for repeat in range(6):  # the first one warms up
+        for name, function in what.items():
+            start = time.perf_counter()
+            function()
+            seconds[name].append(time.perf_counter() - start)
+    print(f"| what | ms a step of {recipe.batch_size} rows | rows a second |\n|---|--:|--:|")
+    for name, times in seconds.items():
+        median = np.median(times[1:]) / STEPS
+        print(f"| {name} | {median * 1e3:.2f} | {recipe.batch_size / median:,.0f} |")
+
+
+if __name__ == "__main__":
+    main()
