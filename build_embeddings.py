@@ -313,6 +313,7 @@ def load_rows(categorical_columns, numerical_columns):
         print(f"  {row_count:,} rows: {counts[0]:,} train, {counts[1]:,} validation, {counts[2]:,} test")
     settings = [TARGET_COLUMN, TASK, LOG_TARGET, SPLIT_COLUMN, SEED]
     cells = {column: fingerprint(pd.Series(table[column])) for column in [*categorical_columns, TARGET_COLUMN]}
+    del table[TARGET_COLUMN]
     return table, part, target, target_info, {"settings": settings, "split": fingerprint(pd.Series(part)), "cells": cells}
 
 
@@ -501,7 +502,7 @@ def train(model, inputs, target, part, recipe, epochs, rows_to_see, learning_rat
         answers = np.repeat(target[rows, None], recipe.members, axis=1)  # every member learns from every row
         return [gather(columns, rows) for columns in inputs], answers
 
-    training, validation = (np.flatnonzero(part == p) for p in (TRAINING, VALIDATION))
+    training, validation = (np.flatnonzero(part == p).astype("int32") for p in (TRAINING, VALIDATION))
     passes, pieces, cycles = plan_training(len(training), epochs, rows_to_see)
     steps = -(-len(training) * passes // (pieces * batch_size)) * cycles[0]
     schedule = keras.optimizers.schedules.CosineDecayRestarts(learning_rate, steps, t_mul=2.0)

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/reuse.py
 
-Trained on 50,000 of the training rows, scored on 10,000 of the test rows that neither script trained on. Numbers are scaled
+Trained on 20,000 of the training rows, scored on 5,000 of the test rows that neither script trained on. Numbers are scaled
 by their quartiles, missing ones become the median. The encodings of the categorical columns: ordinal codes, one-hot (rows
 of 20 training rows or more each), the cross-fitted mean of the target, and embed(frame), all numbers of which are
 divided by their common standard deviation.
@@ -32,7 +32,7 @@ from tables import read_csv, write_csv
 MODELS = {
     "k nearest neighbours": KNeighborsRegressor(10, n_jobs=2),
     "linear (ridge)": Ridge(1.0),
-    "random forest": RandomForestRegressor(50, min_samples_leaf=3, max_features=0.5, n_jobs=2, random_state=0),
+    "random forest": RandomForestRegressor(30, min_samples_leaf=3, max_features=0.5, n_jobs=2, random_state=0),
     "boosting": HistGradientBoostingRegressor(max_iter=300, random_state=0),
 }
 ENCODERS = {
@@ -56,7 +56,7 @@ def main(seed=0):
             edit_copies(folder, {**settings, "SEED": seed})
             run(folder, SCRIPTS[0])
             train, _, test = split_table(read_csv(settings), seed)
-            train, test = train.sample(min(len(train), 50_000), random_state=0), test.sample(min(len(test), 10_000), random_state=0)
+            train, test = train.sample(min(len(train), 20_000), random_state=0), test.sample(min(len(test), 5_000), random_state=0)
             train.to_pickle(folder / "train.pkl"), test.to_pickle(folder / "test.pkl")
             run(folder, "-c", EMBED)
             embedded = [pd.read_pickle(folder / f"{part}-embedded.pkl") for part in ("train", "test")]
