@@ -416,10 +416,11 @@ def shuffled_rounds(rows, passes, pieces):
 
 
 class SparseAdamW(keras.optimizers.AdamW):
-    """AdamW that updates, of an embedding, only the rows which the batch looked up: a step costs the same at any cardinality.
+    """AdamW that updates, of an embedding of 10,000 rows or more, only those which the batch looked up.
 
-    Their gradients are summed where a category stands in several rows of a batch, and have no momentum, which would be
-    that of a batch long ago. Only TensorFlow tells which rows those are; on other backends this is AdamW.
+    A step so costs the same at any cardinality. The gradients are summed where a category stands in several rows of a
+    batch, and have no momentum, which would be that of a batch long ago. Only TensorFlow tells which rows those are; on
+    other backends, and for smaller embeddings, this is AdamW, whose vectors have less noise.
 
     Every vector has a Gaussian prior: a category stays close to the others unless its rows say otherwise, so that one with
     few rows is not learned by heart. priors: for each variable in their order None or, for an embedding, the strength of
@@ -433,7 +434,8 @@ class SparseAdamW(keras.optimizers.AdamW):
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
         strength, waits = self.priors[index] or (0.0, None)
-        if not hasattr(gradient, "indices"):
+        if not hasattr(gradient, "indices") or variable.shape[0] < 10_000:
+            gradient = ops.convert_to_tensor(gradient)
             return super().update_step(gradient + strength * variable, variable, learning_rate)
         rows, position, times = tf.unique_with_counts(gradient.indices)
         gradient = tf.math.unsorted_segment_sum(gradient.values, position, tf.size(rows))

@@ -30,11 +30,11 @@ def test_cycles_double(base):
 
 def test_a_step_changes_the_rows_of_the_batch_alone(base):
     """One step against NumPy: gradients of a category's rows summed, its share of the prior, no momentum."""
-    start, ids, target = np.random.default_rng(0).normal(size=(6, 2)).astype("float32"), np.array([4, 1, 4]), np.float32([1, 2, 3])
-    layer = base.embedding_layer(0, 5, 2, weights=[start])
+    start, ids, target = np.random.default_rng(0).normal(size=(10_000, 2)).astype("float32"), np.array([4, 1, 4]), np.float32([1, 2, 3])
+    layer = base.embedding_layer(0, 9_999, 2, weights=[start])
     inputs = keras.Input((), dtype="int32")
     model = keras.Model(inputs, keras.ops.sum(layer(inputs), axis=1))
-    waits = np.arange(1, 7).astype("float32")
+    waits = np.arange(1, 10_001).astype("float32")
     model.compile(base.SparseAdamW(0.1, [(0.5, waits)], weight_decay=0.0), "mse")
     model.train_on_batch(ids, target)
     error = 2 * (start[ids].sum(axis=1) - target) / 3

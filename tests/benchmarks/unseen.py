@@ -28,7 +28,7 @@ np.save("answers.npy", build_embed_model.predict(pd.read_pickle("hidden.pkl")))
 
 def main(seed=0):
     print("| table | hidden | rows scored | model | error |\n|---|---|--:|---|--:|")
-    for table, column in (("flights", "tailnum"), ("flights", "dest"), ("InstEval", "s")):
+    for table, column in (("InstEval", "s"), ("flights", "tailnum"), ("flights", "dest")):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             settings = write_csv(table, folder)
