@@ -124,7 +124,7 @@ def build_model(embeddings, numbers, training, target_info, recipe):
     embeddings: (weights, vocabulary) of each column; numbers: the table's numerical columns.
     """
     inputs = [keras.Input((len(embeddings),), dtype="int32")]
-    shown = base.hide_some(inputs[0], recipe)
+    shown = base.hide_some(inputs[0])
     parts = []
     for i, (weights, _) in enumerate(embeddings):
         cardinality, dim = len(weights) - 1, weights.shape[1]
@@ -210,10 +210,10 @@ def main():
                 raise base.InputError(f"Column {column!r} has no number in the training rows: take it off NUMERICAL_COLUMNS.")
 
         with base.stage(f"Training on {len(embeddings)} embeddings + {len(NUMERICAL_COLUMNS)} numerical columns"):
-            recipe = base.choose_recipe(len(training))
+            recipe = base.choose_recipe(len(training), EPOCHS, 3_000_000)
             model = build_model(embeddings, numbers, training, target_info, recipe)
             inputs = [ids, numbers] if numbers else [ids]
-            model = base.train(model, inputs, target, part, recipe, EPOCHS, 3_000_000, LEARNING_RATE)
+            model = base.train(model, inputs, target, part, recipe, LEARNING_RATE)
         if base.PROCESS:
             return
         answers = base.answer(model, inputs, test)

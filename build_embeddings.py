@@ -75,7 +75,8 @@ SEED = 0  # another seed: other random rows held out, other random starts
 # ----------------------------------------------------------------------------------------------------------------------
 
 TRAINING, VALIDATION, TEST = 0, 1, 2  # the parts into which split_rows divides the table
-Recipe = namedtuple("Recipe", "batch_size members widths dropout hidden weight_decay")  # hidden: share of cells
+Recipe = namedtuple("Recipe", "batch_size round_rows cycles members widths dropout weight_decay")
+HIDDEN = 0.01  # the share of cells that are hidden while training, so that row 0 learns what to say of an unknown category
 UNKNOWN = "<unknown>"  # how row 0 is called in the vocabulary file; it is found by its place, never by this name
 MISSING_NUMBERS = ["", "NA", "NaN", "nan"]  # in numerical columns; in categorical ones they are text like any other
 ALONE = "categorical columns alone (build_embeddings.py)"  # the name of the first script's line in the final report
@@ -338,12 +339,25 @@ def embedding_dim(cardinality):
     return max(2, min(cardinality // 2, MAX_EMBEDDING_DIM))
 
 
-def choose_recipe(row_count):
-    """Return what is best for a table of so many training rows, as measured in tests/benchmarks."""
+def choose_recipe(row_count, epochs, rows_to_see):
+    """Return what is best for so many training rows, as measured in tests/benchmarks: network, batch, rounds and cycles.
+
+    A round is an epoch, four of them in a small table, where shorter ones would cost more than they bring, and a piece of
+    one above a million rows. cycles: the rounds of each; epochs: those that the user asks for, in one cycle, or None.
+    """
     batch_size = BATCH_SIZE or 2 ** int(np.round(np.clip(np.log2(row_count / 100), 5, max(8, np.log2(row_count / 4000)))))
+    passes, pieces = 1 if epochs else int(np.clip(10_000 / row_count, 1, 4)), -(-row_count // 1_000_000)
+    round_rows = -(-row_count * passes // (pieces * batch_size)) * batch_size
+    cycles = np.array([epochs or np.clip(rows_to_see / row_count, 3, 250)])
     if row_count < 100_000:  # a network must be kept from learning so few rows by heart
-        return Recipe(batch_size, members=4, widths=(256, 128), dropout=0.1, hidden=0.05, weight_decay=0.2)
-    return Recipe(batch_size, members=1, widths=(512, 256), dropout=0.0, hidden=0.01, weight_decay=0.05)
+        network = {"members": 4, "widths": (256, 128), "dropout": 0.1, "weight_decay": 0.2}
+        doubling = 4 * 2 ** np.arange(6)
+        doubling = doubling[np.cumsum(doubling) <= cycles[0]]
+        cycles = cycles if epochs or not len(doubling) else doubling
+    else:
+        network = {"members": 1, "widths": (512, 256), "dropout": 0.0, "weight_decay": 0.05}
+    cycles = np.maximum(1, cycles * pieces / passes).astype(int)
+    return Recipe(batch_size=batch_size, round_rows=round_rows, cycles=cycles, **network)
 
 
 def embedding_layer(number, cardinality, dim, **settings):
@@ -377,16 +391,16 @@ def dense_layers(features, target_info, recipe):
     return ops.sigmoid(answers) if TASK == "binary" else answers
 
 
-def hide_some(ids, recipe):
-    """Replace a share of the row numbers by 0 while training, so that row 0 learns what to say of an unknown category."""
-    kept = layers.Dropout(recipe.hidden)(ops.ones_like(ids, dtype="float32"))
+def hide_some(ids):
+    """Replace a share of the row numbers by 0 while training."""
+    kept = layers.Dropout(HIDDEN)(ops.ones_like(ids, dtype="float32"))
     return ids * ops.cast(kept > 0, "int32")
 
 
 def build_model(vocabularies, target_info, recipe):
     """Return the network: ids (rows, columns) int32 -> a vector for each -> dense layers -> the target."""
     ids = keras.Input((len(vocabularies),), dtype="int32")
-    shown = hide_some(ids, recipe)
+    shown = hide_some(ids)
     vectors = []
     for i, vocabulary in enumerate(vocabularies.values()):
         cardinality = len(vocabulary) - 1
@@ -408,60 +422,49 @@ def sample(rows, limit):
     return rows if len(rows) <= limit else np.random.default_rng(SEED).choice(rows, limit, replace=False)
 
 
-def shuffled_rounds(rows, passes, pieces):
-    """Yield the rows of each round of training, without end: so many passes over all rows, or one of the pieces of a pass."""
-    random = np.random.default_rng(SEED)
+def shuffled_rounds(rows, size):
+    """Yield the rows of one round of training after the other, without end: no row comes again before all have come."""
+    random, waiting = np.random.default_rng(SEED), rows[:0]
     while True:
-        yield from np.array_split(np.concatenate([random.permutation(rows) for _ in range(passes)]), pieces)
+        while len(waiting) < size:
+            waiting = np.append(waiting, random.permutation(rows))
+        yield waiting[:size]
+        waiting = waiting[size:]
 
 
 class SparseAdamW(keras.optimizers.AdamW):
-    """AdamW that updates, of an embedding of 10,000 rows or more, only those which the batch looked up.
+    """AdamW with a Gaussian prior on embeddings; of one with 10,000 rows or more, only those in the batch are updated.
 
-    A step so costs the same at any cardinality. The gradients are summed where a category stands in several rows of a
-    batch, and have no momentum, which would be that of a batch long ago. Only TensorFlow tells which rows those are; on
-    other backends, and for smaller embeddings, this is AdamW, whose vectors have less noise.
+    The prior keeps a category close to the others unless its rows say otherwise, so that one with few rows is not learned
+    by heart; the longer a vector, the narrower. prior: its slope for each number of a vector, in nats of the loss.
 
-    Every vector has a Gaussian prior: a category stays close to the others unless its rows say otherwise, so that one with
-    few rows is not learned by heart. priors: for each variable in their order None or, for an embedding, the strength of
-    the prior and for each of its rows after how many steps it comes up, because it is then that it pays for them all.
+    A step so costs the same at any cardinality. Updated rows have no momentum, which would be that of a batch long ago; in
+    its place stands in how many steps a row came up. Only TensorFlow tells which rows those are: on other backends, and for
+    smaller embeddings, this is AdamW, whose vectors have less noise.
     """
 
-    def __init__(self, learning_rate, priors, **settings):
+    def __init__(self, learning_rate, prior, **settings):
         super().__init__(learning_rate, **settings)
-        self.priors = priors
+        self.prior = prior
 
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
-        strength, waits = self.priors[index] or (0.0, None)
+        strength = self.prior * variable.shape[1] if self._trainable_variables[index].path.startswith("embedding_") else 0
         if not hasattr(gradient, "indices") or variable.shape[0] < 10_000:
             gradient = ops.convert_to_tensor(gradient)
             return super().update_step(gradient + strength * variable if strength else gradient, variable, learning_rate)
-        rows, position, times = tf.unique_with_counts(gradient.indices)
+        counts, velocities = self._momentums[index].value, self._velocities[index].value
+        steps = tf.cast(self.iterations + 1, "float32")
+        rows, position = tf.unique(gradient.indices)
         gradient = tf.math.unsorted_segment_sum(gradient.values, position, tf.size(rows))
-        gradient += strength * (tf.gather(waits, rows) * tf.cast(times, "float32"))[:, None] * tf.gather(variable, rows)
-        velocities = self._velocities[index].value
+        count = tf.gather(counts, rows) + 1
+        gradient += strength * steps / count * tf.gather(variable, rows)  # also for the steps in which it did not come up
         velocity = tf.gather(velocities, rows)
         velocity += (tf.square(gradient) - velocity) * (1 - self.beta_2)
+        counts.scatter_update(tf.IndexedSlices(count, rows))
         velocities.scatter_update(tf.IndexedSlices(velocity, rows))
-        unbiased = velocity / (1 - self.beta_2 ** tf.cast(self.iterations + 1, "float32"))
+        unbiased = velocity / (1 - self.beta_2**count)
         variable.scatter_sub(tf.IndexedSlices(learning_rate * gradient / (tf.sqrt(unbiased) + self.epsilon), rows))
-
-
-def find_priors(model, ids, training, recipe):
-    """Return the priors that SparseAdamW takes: the longer a vector is, the narrower."""
-    priors = []
-    for weights in model.trainable_variables:
-        layer = re.match(r"embedding_(\d+)/", weights.path)
-        if layer:
-            counts = np.bincount(ids[int(layer[1])][training], minlength=weights.shape[0])
-            counts[0] += recipe.hidden * len(training)
-            waits = len(training) / recipe.batch_size / np.maximum(counts, 1)
-            # the slope of 40 * dim / rows times a vector's squared length, in nats of the loss; 40 was measured
-            priors.append((80 * weights.shape[1] / len(training), waits.astype("float32")))
-        else:
-            priors.append(None)
-    return priors
 
 
 def gaussian_loss(target, answers):
@@ -472,62 +475,45 @@ def gaussian_loss(target, answers):
     return ops.log(ops.mean(ops.square(target - answers)) + keras.config.epsilon()) / 2
 
 
-def plan_training(row_count, epochs, rows_to_see):
-    """Return passes and pieces of a round of training, as shuffled_rounds takes them, and the rounds of each cycle.
-
-    A round is an epoch, but up to 4 of them below 10,000 rows and a piece of one, a million rows at most, above a million.
-    There is one cycle of so many epochs or, where that is None, cycles of 4 epochs, 8, 16 and so on, up to rows_to_see, 250
-    epochs at most and 3 at least.
-    """
-    pieces = -(-row_count // 1_000_000)
-    if epochs:
-        return 1, pieces, [epochs * pieces]
-    passes = int(np.clip(10_000 / row_count, 1, 4))
-    rounds = int(max(3, min(rows_to_see / row_count, 250)) * pieces / passes)
-    cycles = [min(rounds, 4 * pieces // passes)]
-    while sum(cycles) + 2 * cycles[-1] <= rounds + 1:
-        cycles.append(2 * cycles[-1])
-    return passes, pieces, cycles
-
-
-def train(model, inputs, target, part, recipe, epochs, rows_to_see, learning_rate):
+def train(model, inputs, target, part, recipe, learning_rate):
     """Fit a model on the training rows and return it with the weights of its best round on the validation rows.
 
     In each cycle of rounds the learning rate falls to zero along half a cosine (Loshchilov and Hutter 2017,
     arXiv:1608.03983); a cycle that brings nothing is the last: a noisy table needs few rounds, an exact one many.
     inputs: a list of lists of columns; rows are gathered for one round at a time. Raises InputError where training diverges.
     """
-    batch_size = recipe.batch_size
+    training, validation = (np.flatnonzero(part == p).astype("int32") for p in (TRAINING, VALIDATION))
+    batch_size, share = recipe.batch_size, recipe.batch_size // PROCESSES
 
     def gather_all(rows):
-        if keras.distribution.distribution():  # of whole batches, the part of this process
-            rows = rows[: len(rows) // batch_size * batch_size].reshape(-1, PROCESSES, batch_size // PROCESSES)[:, PROCESS].ravel()
+        if PROCESSES > 1:  # of whole batches, the part of this process
+            rows = rows[: len(rows) // batch_size * batch_size].reshape(-1, PROCESSES, share)[:, PROCESS].ravel()
         answers = np.repeat(target[rows, None], recipe.members, axis=1)  # every member learns from every row
         return [gather(columns, rows) for columns in inputs], answers
 
-    training, validation = (np.flatnonzero(part == p).astype("int32") for p in (TRAINING, VALIDATION))
-    passes, pieces, cycles = plan_training(len(training), epochs, rows_to_see)
-    steps = -(-len(training) * passes // (pieces * batch_size)) * cycles[0]
+    steps = recipe.round_rows // batch_size * recipe.cycles[0]
     schedule = keras.optimizers.schedules.CosineDecayRestarts(learning_rate, steps, t_mul=2.0)
-    priors = find_priors(model, inputs[0], training, recipe)
-    optimizer = SparseAdamW(schedule, priors, weight_decay=recipe.weight_decay)
+    # the slope of 40 * dim / rows times a vector's squared length; 40 was measured
+    optimizer = SparseAdamW(schedule, prior=80 / len(training), weight_decay=recipe.weight_decay)
     optimizer.exclude_from_weight_decay(var_names=["bias", "embeddings"])
     loss = {"regression": gaussian_loss, "binary": "binary_crossentropy", "multiclass": "sparse_categorical_crossentropy"}[TASK]
     error = "mse" if TASK == "regression" else loss
     model.compile(optimizer, loss, metrics=[error], steps_per_execution=16)
-    rounds, held_out = shuffled_rounds(training, passes, pieces), gather_all(sample(validation, 1_000_000))
+    one_round = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: setattr(model, "stop_training", True))
+    rounds, held_out = shuffled_rounds(training, recipe.round_rows), gather_all(sample(validation, 1_000_000))
     errors, best = [], model.get_weights()
-    for cycle in cycles:
+    for end in np.cumsum(recipe.cycles):
         best_before = best
-        for _ in range(cycle):
+        while len(errors) < end:
             history = model.fit(
                 *gather_all(next(rounds)),
-                batch_size=batch_size // PROCESSES,
+                batch_size=share,
                 shuffle=False,
                 initial_epoch=len(errors),
-                epochs=len(errors) + 1,
+                epochs=end,
                 validation_data=held_out,
-                validation_batch_size=batch_size // PROCESSES,
+                validation_batch_size=share,
+                callbacks=[one_round],
                 verbose=1 if sys.stdout.isatty() else 2,
             ).history
             errors += history[f"val_{error}"]
@@ -700,9 +686,9 @@ def main():
 
         with stage(f"Training on {len(CATEGORICAL_COLUMNS)} categorical columns"):
             ids = [row_numbers(table.pop(column), vocabularies[column]) for column in CATEGORICAL_COLUMNS]
-            recipe = choose_recipe(row_count)
+            recipe = choose_recipe(row_count, EPOCHS, 600_000)
             model = build_model(vocabularies, target_info, recipe)
-            model = train(model, [ids], target, part, recipe, EPOCHS, 600_000, LEARNING_RATE)
+            model = train(model, [ids], target, part, recipe, LEARNING_RATE)
         if PROCESS:
             return  # the first one reports and saves
 
