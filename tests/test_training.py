@@ -1,7 +1,10 @@
 """How the network is trained: which rows a round sees, what a step changes, and when training ends."""
 
+import re
+
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import made_up
 
@@ -68,8 +71,9 @@ def test_a_cycle_that_brings_nothing_is_the_last(pair, capsys, graphs):
     """On noise training ends early; on an exact target it goes on."""
     ended = []
     for noise in (1.0, 0.0):
-        random, table = np.random.default_rng(0), made_up(2000)
-        table["y"] = noise * random.normal(size=2000) + (1 - noise) * table["c"].str[1:].astype(float)
-        pair(table, {"EPOCHS": None}).run_base()
-        ended.append(capsys.readouterr().out.count("Epoch"))
+        random = np.random.default_rng(0)
+        c, d = random.integers(0, 40, (2, 2000))
+        y = noise * random.normal(size=2000) + (1 - noise) * random.normal(size=40)[c] * random.normal(size=40)[d]
+        pair(pd.DataFrame({"c": c, "d": d, "y": y}), {"EPOCHS": None}).run_base()
+        ended.append(max(map(int, re.findall(r"Epoch (\d+)/", capsys.readouterr().out))))
     assert ended[0] < ended[1]
