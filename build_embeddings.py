@@ -479,7 +479,7 @@ def train(model, inputs, target, part, recipe, learning_rate):
     """Fit a model on the training rows and return it with the weights of its best round on the validation rows.
 
     In each cycle of rounds the learning rate falls to zero along half a cosine (Loshchilov and Hutter 2017,
-    arXiv:1608.03983); a cycle that brings nothing is the last: a noisy table needs few rounds, an exact one many.
+    arXiv:1608.03983); the first that ends no better than the one before is the last: noisy tables need few, exact ones many.
     inputs: a list of lists of columns; rows are gathered for one round at a time. Raises InputError where training diverges.
     """
     training, validation = (np.flatnonzero(part == p).astype("int32") for p in (TRAINING, VALIDATION))
@@ -501,9 +501,8 @@ def train(model, inputs, target, part, recipe, learning_rate):
     model.compile(optimizer, loss, metrics=[error], steps_per_execution=16)
     one_round = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: setattr(model, "stop_training", True))
     rounds, held_out = shuffled_rounds(training, recipe.round_rows), gather_all(sample(validation, 1_000_000))
-    errors, best = [], model.get_weights()
+    errors, last_error, best = [], np.inf, model.get_weights()
     for end in np.cumsum(recipe.cycles):
-        best_before = best
         while len(errors) < end:
             history = model.fit(
                 *gather_all(next(rounds)),
@@ -519,8 +518,9 @@ def train(model, inputs, target, part, recipe, learning_rate):
             errors += history[f"val_{error}"]
             if errors[-1] <= min(errors):
                 best = model.get_weights()
-        if best is best_before:
+        if not errors[-1] < last_error:
             break
+        last_error = errors[-1]
     if not all(np.isfinite(values).all() for values in [errors, *model.get_weights()]):
         raise InputError("Training diverged: lower LEARNING_RATE, or look for extreme values in the table.")
     if keras.distribution.distribution():
