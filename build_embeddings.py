@@ -479,7 +479,7 @@ def train(model, inputs, target, part, recipe, learning_rate):
     """Fit a model on the training rows and return it with the weights of its best round on the validation rows.
 
     In each cycle of rounds the learning rate falls to zero along half a cosine (Loshchilov and Hutter 2017,
-    arXiv:1608.03983); the first that ends no better than the one before is the last: noisy tables need few, exact ones many.
+    arXiv:1608.03983); the first that ends hardly better than the one before is the last: noise needs few, exactness many.
     inputs: a list of lists of columns; rows are gathered for one round at a time. Raises InputError where training diverges.
     """
     training, validation = (np.flatnonzero(part == p).astype("int32") for p in (TRAINING, VALIDATION))
@@ -518,7 +518,7 @@ def train(model, inputs, target, part, recipe, learning_rate):
             errors += history[f"val_{error}"]
             if errors[-1] <= min(errors):
                 best = model.get_weights()
-        if not errors[-1] < last_error:
+        if not errors[-1] < 0.999 * last_error:
             break
         last_error = errors[-1]
     if not all(np.isfinite(values).all() for values in [errors, *model.get_weights()]):
