@@ -79,13 +79,13 @@ def main():
     ids = [random.integers(0, c + 1, ROWS).astype("int32") for c in CARDINALITIES]
     numbers = [random.normal(size=ROWS).astype("float32") for _ in range(NUMBERS)]
     target, rows = random.normal(size=ROWS).astype("float32"), np.arange(ROWS)
-    recipe = base.choose_recipe(ROWS)
+    recipe = base.choose_recipe(ROWS, None, 3_000_000)
     embeddings = []
     for c in CARDINALITIES:
         vocabulary = pd.DataFrame({"category": [str(i) for i in range(c + 1)], "count": [0] + [ROWS // c] * c})
         embeddings.append((random.normal(size=(c + 1, base.embedding_dim(c))).astype("float32"), vocabulary))
     model = script.build_model(embeddings, numbers, rows, {}, recipe)
-    optimizer = base.SparseAdamW(1e-3, base.find_priors(model, ids, rows, recipe), weight_decay=recipe.weight_decay)
+    optimizer = base.SparseAdamW(1e-3, 80 / len(rows), weight_decay=recipe.weight_decay)
     optimizer.exclude_from_weight_decay(var_names=["bias", "embeddings"])
     model.compile(optimizer, base.gaussian_loss, steps_per_execution=16)
     few = rows[: STEPS * recipe.batch_size]
