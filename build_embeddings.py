@@ -486,7 +486,7 @@ def train(model, inputs, target, part, recipe, learning_rate):
     batch_size, share = recipe.batch_size, recipe.batch_size // PROCESSES
 
     def gather_all(rows):
-        if PROCESSES > 1:  # of whole batches, the part of this process
+        if keras.distribution.distribution():  # of whole batches, the part of this process
             rows = rows[: len(rows) // batch_size * batch_size].reshape(-1, PROCESSES, share)[:, PROCESS].ravel()
         answers = np.repeat(target[rows, None], recipe.members, axis=1)  # every member learns from every row
         return [gather(columns, rows) for columns in inputs], answers
