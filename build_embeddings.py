@@ -342,11 +342,11 @@ def embedding_dim(cardinality):
 def choose_recipe(row_count, epochs, rows_to_see):
     """Return what is best for so many training rows, as measured in tests/benchmarks: network, batch, rounds and cycles.
 
-    A round is an epoch, four of them in a small table, where shorter ones would cost more than they bring, and a piece of
-    one above a million rows. cycles: the rounds of each; epochs: those that the user asks for, in one cycle, or None.
+    A round is an epoch, up to four of them in a small table, where shorter ones would cost more than they bring, and a piece
+    of one above a million rows. cycles: the rounds of each; epochs: those that the user asks for, in one cycle, or None.
     """
     batch_size = BATCH_SIZE or 2 ** int(np.round(np.clip(np.log2(row_count / 50), 5, max(9, np.log2(row_count / 4000)))))
-    passes, pieces = 1 if epochs else int(np.clip(10_000 / row_count, 1, 4)), -(-row_count // 1_000_000)
+    passes, pieces = 1 if epochs else 2 ** int(np.clip(np.log2(10_000 / row_count), 0, 2)), -(-row_count // 1_000_000)
     round_rows = -(-row_count * passes // (pieces * batch_size)) * batch_size
     cycles = np.array([epochs or np.clip(rows_to_see / row_count, 3, 250)])
     if row_count < 100_000:  # a network must be kept from learning so few rows by heart

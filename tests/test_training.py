@@ -29,8 +29,9 @@ def test_every_row_is_seen_before_any_comes_again(base, rows, epochs):
 
 
 def test_cycles_double(base):
-    recipe = base.choose_recipe(20_000, None, 3_000_000)
-    assert np.array_equal(np.diff(np.log2(recipe.cycles)), np.ones(len(recipe.cycles) - 1))
+    for rows in (1_000, 3_000, 6_000, 20_000):
+        recipe = base.choose_recipe(rows, None, 3_000_000)
+        assert np.array_equal(np.diff(np.log2(recipe.cycles)), np.ones(len(recipe.cycles) - 1)), "as CosineDecayRestarts has it"
     assert 1_000_000 < sum(recipe.cycles) * recipe.round_rows < 3_100_000
 
 
