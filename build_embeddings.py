@@ -346,17 +346,19 @@ def choose_recipe(row_count, epochs, rows_to_see):
     of one above a million rows. cycles: the rounds of each; epochs: those that the user asks for, in one cycle, or None.
     """
     batch_size = BATCH_SIZE or 2 ** int(np.round(np.clip(np.log2(row_count / 50), 5, max(9, np.log2(row_count / 4000)))))
-    passes, pieces = 1 if epochs else 2 ** int(np.clip(np.log2(10_000 / row_count), 0, 2)), -(-row_count // 1_000_000)
+    passes = 1 if epochs else 2 ** int(np.clip(np.log2(10_000 / row_count), 0, 2))
+    pieces = -(-row_count // 1_000_000)
     round_rows = -(-row_count * passes // (pieces * batch_size)) * batch_size
-    cycles = np.array([epochs or np.clip(rows_to_see / row_count, 3, 250)])
+    most = epochs or np.clip(rows_to_see / row_count, 3, 250)
+    lengths = np.array([most])  # of the cycles, in epochs
     if row_count < 100_000:  # a network must be kept from learning so few rows by heart
         network = {"members": 4, "widths": (256, 128), "dropout": 0.1, "weight_decay": 0.2}
         doubling = 4 * 2 ** np.arange(6)
-        doubling = doubling[np.cumsum(doubling) <= cycles[0]]
-        cycles = cycles if epochs or not len(doubling) else doubling
+        if not epochs and most >= doubling[0]:
+            lengths = doubling[np.cumsum(doubling) <= most]
     else:
         network = {"members": 1, "widths": (512, 256), "dropout": 0.0, "weight_decay": 0.05}
-    cycles = np.maximum(1, cycles * pieces / passes).astype(int)
+    cycles = np.maximum(1, lengths * pieces / passes).astype(int)
     return Recipe(batch_size=batch_size, round_rows=round_rows, cycles=cycles, **network)
 
 
@@ -438,9 +440,9 @@ class SparseAdamW(keras.optimizers.AdamW):
     The prior keeps a category close to the others unless its rows say otherwise, so that one with few rows is not learned
     by heart; the longer a vector, the narrower. prior: its slope for each number of a vector, in nats of the loss.
 
-    A step so costs the same at any cardinality. Updated rows have no momentum, which would be that of a batch long ago; in
-    its place stands in how many steps a row came up. Only TensorFlow tells which rows those are: on other backends, and for
-    smaller embeddings, this is AdamW, whose vectors have less noise.
+    Updating those alone lets a step cost the same at any cardinality. They have no momentum, which would be that of a batch
+    long ago; in its place stands in how many steps a row came up. Only TensorFlow tells which rows those are: on other
+    backends, and for smaller embeddings, this is AdamW, whose vectors have less noise.
     """
 
     def __init__(self, learning_rate, prior, **settings):
@@ -509,7 +511,7 @@ def train(model, inputs, target, part, recipe, learning_rate):
                 batch_size=share,
                 shuffle=False,
                 initial_epoch=len(errors),
-                epochs=end,
+                epochs=end,  # shown beside the round's number; one_round ends this call long before
                 validation_data=held_out,
                 validation_batch_size=share,
                 callbacks=[one_round],
