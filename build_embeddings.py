@@ -30,6 +30,7 @@ import zlib
 from collections import namedtuple
 from contextlib import contextmanager
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 
 try:
@@ -93,8 +94,10 @@ def plain_errors():
     """End the script with one sentence on stderr and exit status 1 where the user, not the code, has to act."""
     try:
         yield
-    except (InputError, OSError) as error:
+    except InputError as error:
         sys.exit(f"Error: {error}")
+    except OSError as error:  # a disk that is full, a folder that is read-only; what is read says its own sentence
+        sys.exit(f"Error: {EMBEDDINGS_DIR}/ cannot be written ({error}): make room there, or set another EMBEDDINGS_DIR.")
     except KeyboardInterrupt:
         sys.exit(f"Stopped: {EMBEDDINGS_DIR}/ holds the last run that was completed.")
 
@@ -146,30 +149,50 @@ def check_columns(categorical_columns, numerical_columns):
         raise InputError(f"TARGET_COLUMN {TARGET_COLUMN!r} must not be an input as well: take it off the lists.")
 
 
-def read_lines(file):
-    """Yield (line number, cells) for every row of a CSV file, its header first.
+def find_columns(columns, header, file):
+    """Return the positions of columns in the header of a file; raise InputError where one is not there once."""
+    if not header:
+        raise InputError(f"{file} is empty; a table has a header and rows below it.")
+    for column in columns:
+        if column not in header:
+            close = difflib.get_close_matches(column, header, n=1, cutoff=0)
+            raise InputError(f"{file} has no column {column!r}; the closest that it has is {close[0]!r}.")
+        if header.count(column) > 1:
+            raise InputError(f"{file}: {header.count(column)} columns are called {column!r}; rename all but one.")
+    return [header.index(column) for column in columns]
 
-    Raises InputError where a line has fewer or more cells than the header, or is not UTF-8 text.
+
+def read_rows(columns):
+    """Yield for every row of DATA_FILE the file and line where it stands, then its cells in these columns, as text.
+
+    Read by the csv module, because pandas is silent about lines that are too short. Raises InputError where a line has
+    fewer or more cells than the header, or is not UTF-8 text.
     """
-    line, width = 1, 0
-    open_text = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(Path(file).suffix, open)
-    try:
-        with open_text(file, "rt", encoding="utf-8-sig", newline="") as text:
-            reader = csv.reader(text, strict=True)
-            for cells in reader:
-                if cells:
-                    width = width or len(cells)
-                    if len(cells) != width:
+    files = [DATA_FILE] if Path(DATA_FILE).is_file() else sorted(glob.glob(DATA_FILE))
+    if not files:
+        raise InputError(f"No file {DATA_FILE}: correct DATA_FILE in build_embeddings.py.")
+    for file in files:
+        place = f"{file}, line 1"
+        open_text = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(Path(file).suffix, open)
+        try:
+            with open_text(file, "rt", encoding="utf-8-sig", newline="") as text:
+                reader = csv.reader(text, strict=True)
+                header = next(filter(None, reader), [])
+                pick = itemgetter(*find_columns(columns, header, file))
+                place = f"{file}, line {reader.line_num + 1}"
+                for cells in reader:
+                    if cells and len(cells) != len(header):
                         raise InputError(
-                            f"{file}, line {line}: {len(cells)} cells where the header has {width}; "
+                            f"{place}: {len(cells)} cells where the header has {len(header)}; "
                             "correct the line, and put quotes around a cell that holds a comma."
                         )
-                    yield line, cells
-                line = reader.line_num + 1
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}, near line {line}: not UTF-8 text ({error.reason}); save the file as UTF-8.") from error
-    except (csv.Error, OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise InputError(f"{file}, line {line}: not readable as CSV ({error}); correct or replace the file.") from error
+                    if cells:
+                        yield place, *pick(cells)
+                    place = f"{file}, line {reader.line_num + 1}"
+        except UnicodeDecodeError as error:
+            raise InputError(f"{place}, or near it: not UTF-8 text ({error.reason}); save the file as UTF-8.") from error
+        except (csv.Error, OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+            raise InputError(f"{place}: not readable as CSV ({error}); correct or replace the file.") from error
 
 
 def to_numbers(cells):
@@ -183,58 +206,44 @@ def to_numbers(cells):
 def read_table(text_columns, number_columns):
     """Read columns of DATA_FILE into a dict: pandas Categoricals of the text in the file, and arrays of numbers.
 
-    Numbers are float32, NaN where missing; the target of a regression is float64. The file is read in pieces, so that
-    its text is never in memory as a whole, and with the csv module, because pandas is silent about lines that are too
-    short. Raises InputError for a table that cannot be read as it is meant.
+    Numbers are float32, NaN where missing; the target of a regression is float64. Text becomes codes piece by piece, so
+    that it is never in memory as a whole. Raises InputError for a table that cannot be read as it is meant.
     """
-    pieces = {column: [] for column in [*text_columns, *number_columns]}
+    columns = [*text_columns, *number_columns]
+    table = {column: [] for column in columns}
     codes = {column: {} for column in text_columns}  # text -> its code, in the order of appearance
-    row_count, without_target, first_without = 0, 0, None
-    files = [DATA_FILE] if Path(DATA_FILE).is_file() else sorted(glob.glob(DATA_FILE))
-    if not files:
-        raise InputError(f"No file {DATA_FILE}: correct DATA_FILE in build_embeddings.py.")
-    for file in files:
-        rows = read_lines(file)
-        header = next(rows, (1, []))[1]
-        if not header:
-            raise InputError(f"{file} is empty; a table has a header and rows below it.")
-        for column in pieces:
-            if column not in header:
-                close = difflib.get_close_matches(column, header, n=1, cutoff=0)
-                raise InputError(f"{file} has no column {column!r}; the closest that it has is {close[0]!r}.")
-            if header.count(column) > 1:
-                raise InputError(f"{file}: {header.count(column)} columns are called {column!r}; rename all but one.")
-        while piece := list(islice(rows, PIECE_ROWS)):
-            row_count += len(piece)
-            for column, values in pieces.items():
-                position = header.index(column)
-                cells = pd.Series([row[position] for _, row in piece], dtype=object)
-                numbers = to_numbers(cells) if column in number_columns else None
-                if numbers is None:
-                    piece_codes, texts = pd.factorize(cells)
-                    known = codes[column]
-                    values.append(np.array([known.setdefault(text, len(known)) for text in texts], "int32")[piece_codes])
-                elif np.isinf(numbers).any():
-                    wrong = np.flatnonzero(np.isinf(numbers))[0]
+    rows, without_target = read_rows(columns), []
+    while piece := list(islice(rows, PIECE_ROWS)):
+        places, *cells = zip(*piece)
+        for column, texts in zip(columns, cells):
+            if column in codes:
+                known, missing = codes[column], [""]
+                values = np.fromiter((known.setdefault(text, len(known)) for text in texts), "int32", len(texts))
+            else:
+                values, missing = to_numbers(pd.Series(texts, dtype=object)), MISSING_NUMBERS
+                if np.isinf(values).any():
+                    wrong = np.argmax(np.isinf(values))
                     raise InputError(
-                        f"{file}, line {piece[wrong][0]}: column {column!r} holds {cells[wrong][:50]!r}, which is not a number "
-                        "that can be used; correct it, leave it empty if it is missing, or make the column categorical."
+                        f"{places[wrong]}: column {column!r} holds {texts[wrong][:50]!r}, which is not a number that can be "
+                        "used; correct it, leave it empty if it is missing, or make the column categorical."
                     )
-                else:
-                    values.append(numbers if column == TARGET_COLUMN else numbers.astype("float32"))
-                if column == TARGET_COLUMN:
-                    missing = np.flatnonzero(cells == "" if numbers is None else np.isnan(numbers))
-                    without_target += len(missing)
-                    first_without = first_without or (len(missing) and f"{file}, line {piece[missing[0]][0]}")
+            if column == TARGET_COLUMN:
+                without_target += [place for place, text in zip(places, texts) if text in missing]
+            elif column not in codes:
+                values = values.astype("float32")
+            table[column].append(values)
+    row_count = sum(map(len, table[TARGET_COLUMN]))
     if row_count < 20:
         raise InputError(f"{DATA_FILE} has {row_count} rows below its header; 20 are the fewest that can be split in three.")
     if without_target:
-        raise InputError(f"{first_without}: no {TARGET_COLUMN!r}, as in {without_target:,} rows in all; remove these rows.")
-    for column, values in pieces.items():
-        values = pieces[column] = np.concatenate(values)
+        raise InputError(
+            f"{without_target[0]}: no {TARGET_COLUMN!r}, as in {len(without_target):,} rows in all; remove these rows."
+        )
+    for column in columns:
+        values = table[column] = np.concatenate(table[column])
         if column in codes:
-            pieces[column] = pd.Categorical.from_codes(values, pd.Index(codes[column], dtype=object))
-    return pieces
+            table[column] = pd.Categorical.from_codes(values, pd.Index(codes[column], dtype=object))
+    return table
 
 
 # The rows: one split, and what is fitted on its training part
