@@ -465,7 +465,7 @@ def test_a_full_disk_changes_nothing(copy, monkeypatch, script):
     one = copy()
     monkeypatch.setattr(pd.DataFrame, "to_csv", full)
     monkeypatch.setattr(keras.Model, "save", full)
-    assert_says(one.sentence(getattr(one, script)), "space left")
+    assert_says(one.sentence(getattr(one, script)), "embeddings/ space left room")
     monkeypatch.undo()
     one.run()  # and the next run works
     assert np.isfinite(one.predict(TABLE)).all()
@@ -514,11 +514,12 @@ def test_a_file_where_the_folder_should_be(copy, untrained):
     assert_says(one.sentence(one.run_base), "table.csv")
 
 
-@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_folder(copy, untrained):
     one = copy()
     one.embeddings.chmod(0o500)
     try:
+        if os.access(one.embeddings, os.W_OK):
+            pytest.skip("root may write everywhere")
         assert_says(one.sentence(one.run_base), "embeddings")
     finally:
         one.embeddings.chmod(0o700)
