@@ -76,7 +76,7 @@ SEED = 0  # another seed: other random rows held out, other random starts
 # ----------------------------------------------------------------------------------------------------------------------
 
 TRAINING, VALIDATION, TEST = 0, 1, 2  # the parts into which split_rows divides the table
-Recipe = namedtuple("Recipe", "batch_size round_rows cycles members widths dropout weight_decay")
+Recipe = namedtuple("Recipe", "batch_size round_rows cycles members widths weight_decay")
 HIDDEN = 0.01  # the share of cells that are hidden while training, so that row 0 learns what to say of an unknown category
 UNKNOWN = "<unknown>"  # how row 0 is called in the vocabulary file; it is found by its place, never by this name
 MISSING_NUMBERS = ["", "NA", "NaN", "nan"]  # in numerical columns; in categorical ones they are text like any other
@@ -360,13 +360,13 @@ def choose_recipe(row_count, epochs, rows_to_see):
     round_rows = -(-row_count * passes // (pieces * batch_size)) * batch_size
     most = epochs or np.clip(rows_to_see / row_count, 3, 250)
     lengths = np.array([most])  # of the cycles, in epochs
-    if row_count < 100_000:  # a network must be kept from learning so few rows by heart
-        network = {"members": 4, "widths": (256, 128), "dropout": 0.1, "weight_decay": 0.2}
+    if row_count < 100_000:  # so few rows would be learned by heart: the fewer, the more members of a smaller network
+        network = {"members": int(np.clip(2048 // batch_size, 8, 32)), "widths": (256, 128), "weight_decay": 0.2}
         doubling = 4 * 2 ** np.arange(6)
         if not epochs and most >= doubling[0]:
             lengths = doubling[np.cumsum(doubling) <= most]
     else:
-        network = {"members": 1, "widths": (512, 256), "dropout": 0.0, "weight_decay": 0.05}
+        network = {"members": 1, "widths": (512, 256), "weight_decay": 0.05}
     cycles = np.maximum(1, lengths * pieces / passes).astype(int)
     return Recipe(batch_size=batch_size, round_rows=round_rows, cycles=cycles, **network)
 
@@ -393,7 +393,6 @@ def dense_layers(features, target_info, recipe):
         signs.set_weights([np.random.default_rng(SEED).choice([-1.0, 1.0], signs.kernel.shape)])
     for units in recipe.widths:
         hidden = layers.Dense(units, activation="relu", kernel_initializer="he_normal")(hidden)
-        hidden = layers.Dropout(recipe.dropout)(hidden)
     outputs = len(target_info["classes"]) if TASK == "multiclass" else 1
     answers = layers.EinsumDense("rmf,mfo->rmo", output_shape=(recipe.members, outputs), bias_axes="mo")(hidden)
     if TASK == "multiclass":
