@@ -1,13 +1,20 @@
 """Where the time of a training step goes, and how it compares: to bare matrix products, to PyTorch.
 
     pip install torch --index-url ...   # optional: the CPU build; without it that line is left out
-    python tests/benchmarks/speed.py
+    python tests/benchmarks/speed.py          # a training step
+    python tests/benchmarks/speed.py flights  # both scripts on the flights, stage by stage, and the boosters' time
 
-The network of build_embed_model.py at its defaults for the flights, on made-up rows of the same shapes; medians of five
-repeats, taken in turn, in one process and with the same threads.
+A step: the network of build_embed_model.py at its defaults for the flights, on made-up rows of the same shapes; medians of
+five repeats, taken in turn, in one process and with the same threads. The flights: once each; a booster's time to its best is
+the share of its time that its best round takes, ours the time to the first epoch that is as good on the validation rows.
 """
 
+import json
+import re
+import shutil
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -74,6 +81,64 @@ def torch_steps(widths, batch, ids, numbers, target):
     return steps
 
 
+def watch(folder, script):
+    """Run a script and return [(seconds since its start, line)] for what it prints, its end as an empty line."""
+    start, lines = time.perf_counter(), []
+    with subprocess.Popen([sys.executable, "-u", script], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        for line in process.stdout:
+            lines.append((time.perf_counter() - start, line.rstrip()))
+    assert process.returncode == 0, script
+    return [*lines, (time.perf_counter() - start, "")]
+
+
+def run_flights():
+    """Print the seconds of both scripts' stages, and of each booster, to its end and to its best validation error."""
+    from accuracy import SCRIPTS, TOP
+    from boosters import PATIENCE, STOPPED, THREADS, as_categories, split_table
+    import catboost
+    import lightgbm
+
+    stages = ["imports", "reading, encoding", "training", "report, saving"]
+    marks = [("Reading", "Training", "Test"), ("Loading", "Training", "Gradient")]  # how the first line after each stage begins
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shutil.copytree(TOP / "data", folder / "data")
+        for file in SCRIPTS:
+            shutil.copy(TOP / file, folder)
+        runs = [watch(folder, file) for file in SCRIPTS]
+        std = json.loads((folder / "embeddings/run.json").read_text(encoding="utf-8"))["target"]["std"]
+    print("| script |", " | ".join(stages), "| boosting in it | in all |\n|---|" + "--:|" * (len(stages) + 2))
+    for file, lines, patterns in zip(SCRIPTS, runs, marks):
+        times = [*(next(t for t, line in lines if line.startswith(begin)) for begin in patterns), lines[-1][0]]
+        boosting = [t for t, line in lines if line.startswith("Gradient") or line.startswith("Test figures")]
+        print(f"| {file} |", " | ".join(f"{s:.1f}" for s in np.diff([0, *times])), f"| {sum(np.diff(boosting)):.1f} | {lines[-1][0]:.1f} |")
+    epochs = [(t, std * float(found[1]) ** 0.5) for t, line in runs[1] if (found := re.search(r"val_mse: (\S+)", line))]
+    before = runs[0][-1][0]
+
+    frame = pd.read_csv(TOP / base.DATA_FILE, dtype={column: str for column in base.CATEGORICAL_COLUMNS}, keep_default_na=False,
+                        na_values={column: base.MISSING_NUMBERS for column in script.NUMERICAL_COLUMNS})
+    parts = split_table(frame, base.SEED)
+    columns, targets = [*base.CATEGORICAL_COLUMNS, *script.NUMERICAL_COLUMNS], [part[base.TARGET_COLUMN] for part in parts]
+    train, validation, _ = as_categories([part[columns] for part in parts], base.CATEGORICAL_COLUMNS)
+    light = lightgbm.LGBMRegressor(n_jobs=THREADS, num_leaves=127, verbose=-1, **STOPPED)
+    cat = catboost.CatBoostRegressor(iterations=1000, early_stopping_rounds=PATIENCE, cat_features=base.CATEGORICAL_COLUMNS,
+                                     thread_count=THREADS, verbose=False, allow_writing_files=False)
+    print("| booster | s to its end | s to its best | its best validation RMSE | s of both scripts to that |\n|---|--:|--:|--:|--:|")
+    for name, booster in (("LightGBM 127 leaves", light), ("CatBoost", cat)):
+        start = time.perf_counter()
+        if booster is light:
+            booster.fit(train, targets[0], eval_X=validation, eval_y=targets[1], callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False)])
+            best, rounds = booster.best_iteration_, booster.best_iteration_ + PATIENCE
+            error = booster.best_score_["valid_0"]["l2"] ** 0.5
+        else:
+            booster.fit(parts[0][columns], targets[0], eval_set=(parts[1][columns], targets[1]))
+            best, rounds = booster.get_best_iteration() + 1, min(1000, booster.get_best_iteration() + 1 + PATIENCE)
+            error = booster.get_best_score()["validation"]["RMSE"]
+        seconds = time.perf_counter() - start
+        ours = next((f"{before + t:.0f}" for t, value in epochs if value <= error), "never")
+        print(f"| {name} | {seconds:.0f} | {seconds * best / rounds:.0f} | {error:.3f} | {ours} |", flush=True)
+
+
 def main():
     random = np.random.default_rng(0)
     ids = [random.integers(0, c + 1, ROWS).astype("int32") for c in CARDINALITIES]
@@ -124,4 +189,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_flights() if sys.argv[1:] else main()
