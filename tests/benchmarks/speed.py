@@ -51,6 +51,7 @@ def products(shapes, batch):
 
 def torch_steps(widths, batch, ids, numbers, target):
     """Return a function that takes STEPS steps of the same network without the ladder, in PyTorch; None without PyTorch."""
+    sys.modules.setdefault("triton", None)  # for GPUs only, and the CUDA build crashes on it beside TensorFlow
     try:
         import torch
     except ImportError:
