@@ -33,19 +33,20 @@ from sklearn.preprocessing import TargetEncoder
 # data
 CATEGORICAL_COLUMNS = base.CATEGORICAL_COLUMNS  # or a shorter list: any column that has an embedding
 NUMERICAL_COLUMNS = [  # may be empty
-    *["sched_dep", "distance", "plane_year", "seats"],
-    *["temp", "dewp", "humid", "wind_dir", "wind_speed", "precip", "pressure", "visib"],
-]
+    "sched_dep", "distance", "plane_year", "seats",
+    "temp", "dewp", "humid", "wind_dir", "wind_speed", "precip", "pressure", "visib",
+]  # fmt: skip
 
 # training
 TRAIN_EMBEDDINGS = True  # False keeps the loaded vectors exactly as they are: for vectors that must mean the same later
-EPOCHS = None  # None: as long as it helps
+EPOCHS = None  # None: as in build_embeddings.py
 LEARNING_RATE = 5e-3  # the highest; lower it if training diverges
 # ----------------------------------------------------------------------------------------------------------------------
 
 MODEL_FILE = "embed_model.keras"
 warnings.filterwarnings("ignore", message="When providing `inputs` as a dict")  # not every column's name can be an input's
-READ_AS_MISSING = ["NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "<NA>", "#N/A", "-nan", "-NaN"]  # by pandas
+# texts that pandas takes for missing cells unless told not to
+READ_AS_MISSING = ["NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "<NA>", "#N/A", "#NA", "#N/A N/A", "-nan", "-NaN"]
 
 
 def load_embedding(column, run):
@@ -59,8 +60,7 @@ def load_embedding(column, run):
     try:
         weights = np.load(f"{file}.npy", allow_pickle=False)
         vocabulary = pd.read_csv(f"{file}.csv", dtype={"category": str, "count": "int64"}, keep_default_na=False)
-        whole = weights.dtype == "float32" and weights.ndim == 2 and len(weights) == len(vocabulary) and np.isfinite(weights).all()
-        whole = whole and vocabulary["count"][0] == 0  # only row 0 stands for no training row
+        whole = weights.shape[:1] == vocabulary.shape[:1] and vocabulary["count"][0] == 0  # row 0 alone stands for no training row
         if not whole or base.fingerprint_embedding(weights, vocabulary) != run["columns"][column]["fingerprint"]:
             raise ValueError("they are not the pair that one run saved")
     except (OSError, EOFError, ValueError, KeyError) as error:
@@ -89,24 +89,20 @@ def embed_numbers(numbers, columns, training):
     training rows set the scales.
     """
     steps, features = 64, 12
-    scales, offsets, heights, feet = [], [], [], []
-    for column in columns:
-        known = column[training]
-        known = base.sample(known[~np.isnan(known)], 1_000_000).astype("float64")
-        rungs = np.quantile(known, np.linspace(0, 1, steps + 1))
-        low, median, high = rungs[steps * np.arange(1, 4) // 4]
-        spread = high - low if high > low else max(high - rungs[0], rungs[-1] - low)
-        scales.append(1 / spread if spread > 0 else 1.0)
-        offsets.append(-median * scales[-1])
-        rungs = (rungs - median) * scales[-1]
-        heights.append(1 / np.where(np.diff(rungs) > 0, np.diff(rungs), 1.0))
-        feet.append(-rungs[:-1] * heights[-1])
-    scaled = layers.Rescaling(scales, offset=offsets)(numbers)
+    known = (column[training] for column in columns)
+    known = (base.sample(column[~np.isnan(column)], 1_000_000).astype("float64") for column in known)
+    rungs = np.stack([np.quantile(column, np.linspace(0, 1, steps + 1)) for column in known])
+    low, median, high = rungs[:, steps * np.arange(1, 4) // 4].T
+    spread = np.where(high > low, high - low, np.maximum(high - rungs[:, 0], rungs[:, -1] - low))
+    scale = 1 / np.where(spread > 0, spread, 1.0)
+    rungs = (rungs - median[:, None]) * scale[:, None]
+    heights = 1 / np.where(np.diff(rungs) > 0, np.diff(rungs), 1.0)
+    scaled = layers.Rescaling(scale.tolist(), offset=(-median * scale).tolist())(numbers)
     missing = ops.isnan(numbers)
     scaled = ops.clip(ops.where(missing, 0.0, scaled), -1e6, 1e6)  # a square must not overflow
     ladder = layers.EinsumDense("rc,cs->rcs", output_shape=(len(columns), steps), bias_axes="cs", trainable=False)
     climbed = ladder(scaled)
-    ladder.set_weights([np.array(heights), np.array(feet)])
+    ladder.set_weights([heights, -rungs[:, :-1] * heights])
     bends = layers.EinsumDense(
         "rcs,csf->rcf",
         output_shape=(len(columns), features),
@@ -135,8 +131,7 @@ def build_model(embeddings, numbers, training, target_info, recipe):
     if numbers:
         inputs.append(keras.Input((len(numbers),)))
         parts.append(embed_numbers(inputs[1], numbers, training))
-    features = layers.concatenate(parts) if len(parts) > 1 else parts[0]
-    return keras.Model(inputs, base.dense_layers(features, target_info, recipe))
+    return keras.Model(inputs, base.dense_layers(layers.concatenate(parts), target_info, recipe))
 
 
 def boost(ids, numbers, target, training, validation, test):
@@ -172,7 +167,8 @@ def boost(ids, numbers, target, training, validation, test):
 def raw_model(model, embeddings, target_info):
     """Wrap a trained model so that it takes raw columns, a dict of text and numbers, and answers in the target's units."""
     columns = [*CATEGORICAL_COLUMNS, *NUMERICAL_COLUMNS]
-    names = [c if c.isidentifier() and c.isascii() else f"column_{i}" for i, c in enumerate(columns)]
+    # operations bear names such as "mean", and what begins with a digit is no identifier: no two inputs share a name
+    names = [c if c.isidentifier() and c.isascii() and not hasattr(ops, c) else f"{i}_column" for i, c in enumerate(columns)]
     dtypes = ["string"] * len(CATEGORICAL_COLUMNS) + ["float32"] * len(NUMERICAL_COLUMNS)
     inputs = {c: keras.Input((), dtype=dtype, name=name) for c, name, dtype in zip(columns, names, dtypes)}
     ids = [
@@ -222,11 +218,8 @@ def main():
         with base.stage(f"Gradient boosting (scikit-learn) on {title}, at most 1,000 iterations", clock=True):
             boosted = boost(ids, numbers, target, base.sample(training, most), base.sample(validation, most // 8), test)
 
-        if base.TASK == "regression":
-            mean = np.zeros(len(answers))
-        else:
-            shares = np.bincount(target[training]) / len(training)
-            mean = np.tile(shares, (len(answers), 1)) if base.TASK == "multiclass" else np.full(len(answers), shares[1])
+        shares = 0.0 if base.TASK == "regression" else np.bincount(target[training]) / len(training)
+        mean = np.broadcast_to(shares[1] if base.TASK == "binary" else shares, answers.shape)
         report = {
             "mean of the training rows": base.score(target[test], mean, target_info),
             "gradient boosting (scikit-learn)": base.score(target[test], boosted, target_info),
@@ -267,11 +260,12 @@ def read_cells(frame, column, vocabulary=None):
     if not present.all() and known.isin(READ_AS_MISSING).any():
         raise base.InputError(f"Missing cells of column {column!r} may have been text such as 'NA': {remedy}.")
     if present.any() and not cells[present].map(type).eq(str).all():
-        values = known.str.lower().replace({"true": 1, "false": 0}) if pd.api.types.is_bool_dtype(frame[column]) else known
+        values = known.str.lower().replace({"true": 1, "false": 0}) if pd.api.types.infer_dtype(cells) == "boolean" else known
         by_value = pd.Series(known.to_numpy(), index=pd.to_numeric(values, errors="coerce"))
         by_value = by_value[by_value.index.notna()]
-        numbers = pd.to_numeric(cells, errors="coerce")
-        if by_value.index.has_duplicates or numbers[present].isna().any():
+        numbers = pd.to_numeric(cells, errors="coerce") + 0  # truth values become 1 and 0
+        vague = numbers[present].isna() | (numbers[present].abs() >= 2**53)  # from there on floats skip whole numbers
+        if by_value.index.has_duplicates or vague.any():
             raise base.InputError(f"Column {column!r} is not the text of the file, and which category is meant is open: {remedy}.")
         cells = numbers.map(by_value).fillna(cells.astype(str))
     return cells.where(present, "").to_numpy(object)

@@ -26,10 +26,11 @@ import shutil
 import sys
 import threading
 import time
+import unicodedata
 import zlib
-from collections import namedtuple
+from collections import defaultdict, namedtuple
 from contextlib import contextmanager
-from itertools import islice
+from itertools import count, islice
 from operator import itemgetter
 from pathlib import Path
 
@@ -59,9 +60,7 @@ DATA_FILE = "data/flights.csv.gz"  # CSV, plain or .gz .bz2 .xz; a pattern ("dat
 TARGET_COLUMN = "air_time"
 TASK = "regression"  # or "binary", "multiclass"; class labels may be text
 LOG_TARGET = False  # True: regression on log1p(target); for prices, sales and whatever else has a long upper tail
-CATEGORICAL_COLUMNS = [
-    *["month", "weekday", "hour", "carrier", "origin", "dest", "tailnum", "model", "manufacturer", "engine"],
-]
+CATEGORICAL_COLUMNS = ["month", "weekday", "hour", "carrier", "origin", "dest", "tailnum", "model", "manufacturer", "engine"]
 SPLIT_COLUMN = None  # None: random rows; a column such as "date": its largest values are held out, to test on the future
 
 # embeddings
@@ -69,7 +68,7 @@ MAX_EMBEDDING_DIM = 50  # a category's vector has min(cardinality / 2, this) num
 EMBEDDINGS_DIR = "embeddings"
 
 # training
-EPOCHS = None  # None: as long as it helps; the best one on the validation rows is kept in any case
+EPOCHS = None  # None: follows the number of rows and what they bring; the best on the validation rows is kept in any case
 BATCH_SIZE = None  # None: follows the number of rows; a larger batch is faster for each row and learns less from it
 LEARNING_RATE = 5e-3  # the highest; lower it if training diverges
 SEED = 0  # another seed: other random rows held out, other random starts
@@ -92,10 +91,14 @@ class InputError(ValueError):
 @contextmanager
 def plain_errors():
     """End the script with one sentence on stderr and exit status 1 where the user, not the code, has to act."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a category that the screen cannot show must not end a run
     try:
         yield
     except InputError as error:
         sys.exit(f"Error: {error}")
+    except BrokenPipeError:
+        sys.exit("Stopped: the program that was reading the output has ended.")
     except OSError as error:  # a disk that is full, a folder that is read-only; what is read says its own sentence
         sys.exit(f"Error: {EMBEDDINGS_DIR}/ cannot be written ({error}): make room there, or set another EMBEDDINGS_DIR.")
     except KeyboardInterrupt:
@@ -108,12 +111,12 @@ def stage(title, clock=False):
     print(title, flush=True)
     start, ended = time.perf_counter(), threading.Event()
 
-    def count():
+    def tick():
         while not ended.wait(1):
             print(f"\r  {time.perf_counter() - start:.0f} s", end="\r", flush=True)
 
     if clock and sys.stdout.isatty():
-        threading.Thread(target=count, daemon=True).start()
+        threading.Thread(target=tick, daemon=True).start()
     try:
         yield
     finally:
@@ -145,6 +148,8 @@ def check_columns(categorical_columns, numerical_columns):
     for column in columns:
         if columns.count(column) > 1:
             raise InputError(f"Column {column!r} is listed twice: leave it in one place of one list.")
+    if SPLIT_COLUMN in numerical_columns:
+        raise InputError(f"SPLIT_COLUMN {SPLIT_COLUMN!r} must not be a number as well: give it a copy under another name.")
     if TARGET_COLUMN in [*columns, SPLIT_COLUMN]:
         raise InputError(f"TARGET_COLUMN {TARGET_COLUMN!r} must not be an input as well: take it off the lists.")
 
@@ -168,6 +173,7 @@ def read_rows(columns):
     Read by the csv module, because pandas is silent about lines that are too short. Raises InputError where a line has
     fewer or more cells than the header, or is not UTF-8 text.
     """
+    csv.field_size_limit(2**31 - 1)  # its own limit refuses a cell of 128 KB
     files = [DATA_FILE] if Path(DATA_FILE).is_file() else sorted(glob.glob(DATA_FILE))
     if not files:
         raise InputError(f"No file {DATA_FILE}: correct DATA_FILE in build_embeddings.py.")
@@ -189,10 +195,8 @@ def read_rows(columns):
                     if cells:
                         yield place, *pick(cells)
                     place = f"{file}, line {reader.line_num + 1}"
-        except UnicodeDecodeError as error:
-            raise InputError(f"{place}, or near it: not UTF-8 text ({error.reason}); save the file as UTF-8.") from error
-        except (csv.Error, OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-            raise InputError(f"{place}: not readable as CSV ({error}); correct or replace the file.") from error
+        except (csv.Error, OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error) as error:
+            raise InputError(f"{place}, or near it: not readable as CSV in UTF-8 ({error}); correct or replace the file.") from error
 
 
 def to_numbers(cells):
@@ -209,40 +213,34 @@ def read_table(text_columns, number_columns):
     Numbers are float32, NaN where missing; the target of a regression is float64. Text becomes codes piece by piece, so
     that it is never in memory as a whole. Raises InputError for a table that cannot be read as it is meant.
     """
-    columns = [*text_columns, *number_columns]
-    table = {column: [] for column in columns}
-    codes = {column: {} for column in text_columns}  # text -> its code, in the order of appearance
-    rows, without_target = read_rows(columns), []
+    columns = list(dict.fromkeys([*text_columns, *number_columns]))  # SPLIT_COLUMN may be among the categorical ones
+    codes = {column: defaultdict(count().__next__) for column in text_columns}  # text -> its code, in the order of appearance
+    table, without_target, rows = {column: [] for column in columns}, [], read_rows(columns)
     while piece := list(islice(rows, PIECE_ROWS)):
         places, *cells = zip(*piece)
         for column, texts in zip(columns, cells):
             if column in codes:
-                known, missing = codes[column], [""]
-                values = np.fromiter((known.setdefault(text, len(known)) for text in texts), "int32", len(texts))
+                values, missing = np.fromiter(map(codes[column].__getitem__, texts), "int32", len(texts)), [""]
             else:
                 values, missing = to_numbers(pd.Series(texts, dtype=object)), MISSING_NUMBERS
                 if np.isinf(values).any():
-                    wrong = np.argmax(np.isinf(values))
+                    row = np.argmax(np.isinf(values))
                     raise InputError(
-                        f"{places[wrong]}: column {column!r} holds {texts[wrong][:50]!r}, which is not a number that can be "
-                        "used; correct it, leave it empty if it is missing, or make the column categorical."
+                        f"{places[row]}: column {column!r} holds {texts[row][:50]!r}, which is not a number that can be used; "
+                        "correct it, leave it empty if it is missing, or make the column categorical."
                     )
             if column == TARGET_COLUMN:
                 without_target += [place for place, text in zip(places, texts) if text in missing]
-            elif column not in codes:
-                values = values.astype("float32")
-            table[column].append(values)
+            table[column].append(values if column in (*codes, TARGET_COLUMN) else values.astype("float32"))
     row_count = sum(map(len, table[TARGET_COLUMN]))
     if row_count < 20:
         raise InputError(f"{DATA_FILE} has {row_count} rows below its header; 20 are the fewest that can be split in three.")
     if without_target:
-        raise InputError(
-            f"{without_target[0]}: no {TARGET_COLUMN!r}, as in {len(without_target):,} rows in all; remove these rows."
-        )
-    for column in columns:
-        values = table[column] = np.concatenate(table[column])
+        raise InputError(f"{without_target[0]}: no {TARGET_COLUMN!r}, as in {len(without_target):,} rows in all; remove these rows.")
+    for column, pieces in table.items():
+        table[column] = np.concatenate(pieces)
         if column in codes:
-            table[column] = pd.Categorical.from_codes(values, pd.Index(codes[column], dtype=object))
+            table[column] = pd.Categorical.from_codes(table[column], pd.Index(list(codes[column]), dtype=object))
     return table
 
 
@@ -258,16 +256,13 @@ def split_rows(row_count, order=None):
     if order is None:
         rank = np.random.default_rng(SEED).permutation(row_count)
     else:
-        values = pd.Series(order.categories)
-        try:
-            values = pd.to_numeric(values)
-        except ValueError:
-            try:
-                values = pd.to_datetime(values)
-            except ValueError as error:
-                raise InputError(f"SPLIT_COLUMN {SPLIT_COLUMN!r} must hold numbers or dates ({error}).") from error
+        texts = pd.Series(order.categories)
+        values = pd.to_numeric(texts, errors="coerce")
+        if values.isna().all():
+            values = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=True)
         if values.isna().any():
-            raise InputError(f"SPLIT_COLUMN {SPLIT_COLUMN!r} has missing cells; fill them in, or remove their rows.")
+            wrong = texts[values.isna()].iloc[0][:50]
+            raise InputError(f"SPLIT_COLUMN {SPLIT_COLUMN!r} needs numbers or dates like 2026-01-31 in every row, but has {wrong!r}.")
         rank = values.rank(method="dense").to_numpy("int64")[order.codes]
     tenth = row_count // 10
     first_held_out = np.sort(rank)[[row_count - 2 * tenth, row_count - tenth]]
@@ -291,8 +286,7 @@ def read_target(table, part):
                 f"TARGET_COLUMN {TARGET_COLUMN!r} has {len(classes)} classes in the training rows ({', '.join(classes)[:80]}); "
                 f"TASK {TASK!r} needs {'two' if TASK == 'binary' else 'two or more'}."
             )
-        positions = pd.Index(classes).get_indexer(target.categories)
-        labels = positions[target.codes].astype("int32")
+        labels = target.set_categories(classes).codes.astype("int32")
         if (labels < 0).any():
             lost = target[labels < 0][0]
             raise InputError(f"Class {lost!r} of {TARGET_COLUMN!r} is in no training row; remove its rows or join it to another.")
@@ -336,8 +330,7 @@ def build_vocabulary(column, part):
 
 def row_numbers(column, vocabulary):
     """Return for each cell of a Categorical the row of its category in the vocabulary, int32; 0 where it has none."""
-    rows = pd.Index(vocabulary["category"][1:]).get_indexer(column.categories) + 1
-    return np.append(rows, 0).astype("int32")[column.codes]  # the 0 at the end is for code -1, pandas' missing
+    return column.set_categories(vocabulary["category"][1:]).codes.astype("int32") + 1  # code -1: not among them
 
 
 # The network
@@ -360,13 +353,11 @@ def choose_recipe(row_count, epochs, rows_to_see):
     round_rows = -(-row_count * passes // (pieces * batch_size)) * batch_size
     most = epochs or np.clip(rows_to_see / row_count, 3, 250)
     lengths = np.array([most])  # of the cycles, in epochs
+    network = {"members": 1, "widths": (512, 256), "weight_decay": 0.05}
     if row_count < 100_000:  # so few rows would be learned by heart: the fewer, the more members of a smaller network
         network = {"members": int(np.clip(2048 // batch_size, 8, 32)), "widths": (256, 128), "weight_decay": 0.2}
         doubling = 4 * 2 ** np.arange(6)
-        if not epochs and most >= doubling[0]:
-            lengths = doubling[np.cumsum(doubling) <= most]
-    else:
-        network = {"members": 1, "widths": (512, 256), "weight_decay": 0.05}
+        lengths = lengths if epochs else doubling[np.cumsum(doubling) <= most]
     cycles = np.maximum(1, lengths * pieces / passes).astype(int)
     return Recipe(batch_size=batch_size, round_rows=round_rows, cycles=cycles, **network)
 
@@ -411,12 +402,9 @@ def build_model(vocabularies, target_info, recipe):
     """Return the network: ids (rows, columns) int32 -> a vector for each -> dense layers -> the target."""
     ids = keras.Input((len(vocabularies),), dtype="int32")
     shown = hide_some(ids)
-    vectors = []
-    for i, vocabulary in enumerate(vocabularies.values()):
-        cardinality = len(vocabulary) - 1
-        vectors.append(embedding_layer(i, cardinality, embedding_dim(cardinality))(shown[:, i]))
-    features = layers.concatenate(vectors) if len(vectors) > 1 else vectors[0]
-    return keras.Model([ids], dense_layers(features, target_info, recipe))
+    cardinalities = [len(vocabulary) - 1 for vocabulary in vocabularies.values()]
+    vectors = [embedding_layer(i, c, embedding_dim(c))(shown[:, i]) for i, c in enumerate(cardinalities)]
+    return keras.Model([ids], dense_layers(layers.concatenate(vectors), target_info, recipe))
 
 
 # Training
@@ -449,8 +437,8 @@ class SparseAdamW(keras.optimizers.AdamW):
     by heart; the longer a vector, the narrower. prior: its slope for each number of a vector, in nats of the loss.
 
     Updating those alone lets a step cost the same at any cardinality. They have no momentum, which would be that of a batch
-    long ago; in its place stands in how many steps a row came up. Only TensorFlow tells which rows those are: on other
-    backends, and for smaller embeddings, this is AdamW, whose vectors have less noise.
+    long ago; in its place stands in how many steps a row came up. Only TensorFlow tells which rows those are; on other
+    backends, and for smaller embeddings, AdamW updates all of them, whose vectors have less noise.
     """
 
     def __init__(self, learning_rate, prior, **settings):
@@ -503,8 +491,8 @@ def train(model, inputs, target, part, recipe, learning_rate):
 
     steps = recipe.round_rows // batch_size * recipe.cycles[0]
     schedule = keras.optimizers.schedules.CosineDecayRestarts(learning_rate, steps, t_mul=2.0)
-    # the slope of 40 * dim / rows times a vector's squared length; 40 was measured
-    optimizer = SparseAdamW(schedule, prior=80 / len(training), weight_decay=recipe.weight_decay)
+    prior = 2 * 40 / len(training)  # the slope of 40 / rows times a vector's squared length; 40 was measured
+    optimizer = SparseAdamW(schedule, prior, weight_decay=recipe.weight_decay)
     optimizer.exclude_from_weight_decay(var_names=["bias", "embeddings"])
     loss = {"regression": gaussian_loss, "binary": "binary_crossentropy", "multiclass": "sparse_categorical_crossentropy"}[TASK]
     error = "mse" if TASK == "regression" else loss
@@ -554,20 +542,19 @@ def score(target, answers, target_info):
     Regression: root mean squared error in the target's units, with LOG_TARGET that of log1p(target) before it.
     Classes: mean log loss in nats, then the area under the ROC curve (binary) or the share of right answers.
     """
+    answers = np.asarray(answers, "float64")
     if TASK == "regression":
-        answers = np.ravel(answers)
-        error = {"RMSE": metrics.root_mean_squared_error(target, answers) * target_info["std"]}
-        if LOG_TARGET:
-            units = [np.expm1(values * target_info["std"] + target_info["mean"]) for values in (target, answers)]
-            error = {"RMSE of log1p": error["RMSE"], "RMSE": metrics.root_mean_squared_error(*units)}
-        return error
+        error = metrics.root_mean_squared_error(target, answers) * target_info["std"]
+        if not LOG_TARGET:
+            return {"RMSE": error}
+        units = [np.expm1(values * target_info["std"] + target_info["mean"]) for values in (target, answers)]
+        return {"RMSE of log1p": error, "RMSE": metrics.root_mean_squared_error(*units)}
     if TASK == "binary":
-        answers = np.ravel(answers)
         second = {"AUC": metrics.roc_auc_score(target, answers)}
     else:
-        second = {"accuracy": metrics.accuracy_score(target, np.argmax(answers, axis=1))}
-        answers = answers / np.sum(answers, axis=1, keepdims=True, dtype="float64")  # float32 sums to 1 only roughly
-    return {"log loss": metrics.log_loss(target, np.asarray(answers, "float64"), labels=range(len(target_info["classes"]))), **second}
+        second = {"accuracy": metrics.accuracy_score(target, answers.argmax(axis=1))}
+        answers = answers / answers.sum(axis=1, keepdims=True)  # float32 sums to 1 only roughly
+    return {"log loss": metrics.log_loss(target, answers, labels=range(len(target_info["classes"]))), **second}
 
 
 def fingerprint(values, index=True):
@@ -582,11 +569,10 @@ def fingerprint_embedding(weights, vocabulary):
 
 def file_stems(columns):
     """Return for each column the name of its files, without the ending: the column's own wherever a file can bear it."""
-    stems = {}
-    for column in columns:
+    stems, folded = {}, [unicodedata.normalize("NFC", column).casefold() for column in columns]
+    for column, fold in zip(columns, folded):
         stem = re.sub(r"[^\w .+-]|^\.", lambda found: f"%{ord(found[0]):02X}", column)
-        clash = [other for other in columns if other != column and other.casefold() == column.casefold()]
-        if clash or len(stem.encode()) > 100:
+        if folded.count(fold) > 1 or len(stem.encode()) > 100:
             stem = f"{stem[:40]}-{fingerprint(pd.Series([column]))[:8]}"
         stems[column] = stem
     return stems
@@ -669,12 +655,12 @@ def write_projector(folder, embeddings, stems):
 
 def print_nearest(weights, vocabulary, column, width):
     """Print the nearest categories, by cosine similarity, of the most frequent ones of a column; '?': too few rows."""
+    names = vocabulary["category"].map(label) + np.where(vocabulary["count"] < 20, "?", "")
     directions = weights / np.maximum(np.linalg.norm(weights, axis=1, keepdims=True), 1e-12)
     for row in (1, 2, 3):
-        similarity = directions[1:] @ directions[row]
-        names = vocabulary["category"].map(label) + np.where(vocabulary["count"] < 20, "?", "")
-        nearest = [i for i in np.argsort(-similarity) + 1 if i != row][:4]
-        found = ", ".join(f"{names[i]} {similarity[i - 1]:.2f}" for i in nearest)
+        similarity = directions @ directions[row]
+        similarity[[0, row]] = -np.inf
+        found = ", ".join(f"{names[i]} {similarity[i]:.2f}" for i in np.argsort(-similarity)[:4])
         print(f"  {column if row == 1 else '':<{width}}  {names[row]} ({vocabulary['count'][row]:,} rows): {found}")
 
 
@@ -715,15 +701,12 @@ def main():
             if len(vocabulary) > 10:
                 print_nearest(weights, vocabulary, column, width)
 
-        new = folder / ".saving"
+        columns, new = {}, folder / ".saving"
         for column, (weights, vocabulary) in embeddings.items():
             np.save(new / f"{stems[column]}.npy", weights)
             vocabulary.to_csv(new / f"{stems[column]}.csv", index=False, quoting=csv.QUOTE_NONNUMERIC)
+            columns[column] = {"file": stems[column], "fingerprint": fingerprint_embedding(weights, vocabulary)}
         write_projector(new, embeddings, stems)
-        columns = {
-            column: {"file": stems[column], "fingerprint": fingerprint_embedding(*embeddings[column])}
-            for column in CATEGORICAL_COLUMNS
-        }
         save_run(folder, {"columns": columns, "rows": rows, "target": target_info, "test": {ALONE: figures}})
         print("Saved")
         for column, (weights, _) in embeddings.items():

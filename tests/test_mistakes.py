@@ -73,7 +73,8 @@ TABLES = [
     ("a binary target of three classes", column("y", ["a", "b", "c"] * 20), {"TASK": "binary"}, "'y' 3 classes"),
     ("a class in test rows only", "test class", {"TASK": "multiclass"}, "'rare' 'y' training"),
     ("text splits the table", column("z", ["p", "q", "r"] * 20), {"SPLIT_COLUMN": "z"}, "SPLIT_COLUMN 'z' dates"),
-    ("a split with missing cells", column("z", ["", "1", "2"] * 20), {"SPLIT_COLUMN": "z"}, "'z' missing"),
+    ("days before months", column("z", ["12/01/2025", "10/01/2025", "01/08/2025"] * 20), {"SPLIT_COLUMN": "z"}, "'z' 2026-01-31 '12/01/2025'"),
+    ("a split with missing cells", column("z", ["", "1", "2"] * 20), {"SPLIT_COLUMN": "z"}, "'z' every ''"),
     ("a split of two values", column("z", [1, 2] * 30), {"SPLIT_COLUMN": "z"}, "SPLIT_COLUMN 'z' few"),
 ]  # fmt: skip
 NUMBERS = [
@@ -161,6 +162,11 @@ def test_embeddings_of_other_settings_are_refused(copy, untrained, settings):
     assert_says(one.sentence(one.run_model), "build_embeddings.py again")
 
 
+def test_the_split_among_the_numbers_is_refused(copy, untrained):
+    one = copy({"SPLIT_COLUMN": "x"})
+    assert_says(one.sentence(one.run_model), "SPLIT_COLUMN 'x' copy")
+
+
 # Right where an error would be wrong
 
 
@@ -191,6 +197,18 @@ def test_quoted_newlines_and_delimiters_are_text(pair):
     texts = ["a,b", "a\nb", "a\r\nb", 'say "hi"', " padded ", "tab\t", "'", ";"]
     one = pair(pd.DataFrame({"c": texts * 5, "y": range(40)}))
     assert read(one, ["c"], ["y"])["c"] == texts * 5
+
+
+def test_a_column_may_be_an_input_and_split_the_table(pair):
+    one = pair(TABLE.assign(day=range(60)), {"CATEGORICAL_COLUMNS": ["c", "day"], "SPLIT_COLUMN": "day"})
+    table, part, *_ = one.call(one.base.load_rows, ["c", "day"], [])
+    assert list(part) == [0] * 48 + [1] * 6 + [2] * 6 and list(table["day"]) == [str(day) for day in range(60)]
+
+
+def test_a_cell_of_any_length_is_read(pair):
+    texts = ["x" * 200_000, "y"] * 15
+    one = pair(pd.DataFrame({"c": texts, "y": range(30)}))
+    assert read(one, ["c"], ["y"])["c"] == texts
 
 
 def test_files_of_a_pattern_are_one_table_in_the_order_of_their_names(pair):
@@ -424,6 +442,23 @@ def test_frames_of_other_dtypes(coded, dtype):
     frame = coded.table.assign(c=coded.table["c"].astype(int).astype(dtype), d=coded.table["d"] == "True")
     np.testing.assert_allclose(coded.predict(frame), coded.predict(coded.table), rtol=1e-6)
     pd.testing.assert_frame_equal(coded.embed(frame), coded.embed(coded.table))
+
+
+@pytest.mark.parametrize("words", [("TRUE", "FALSE"), ("true", "false"), ("True", "False"), ("1", "0")])
+def test_truth_values_are_the_text_that_they_were(pair, words):
+    one = pair(pd.DataFrame({"c": [*words, ""] * 20, "d": "a", "x": 1.0, "y": range(60)}))
+    one.run_base()
+    text = pd.DataFrame({"c": [*words, ""], "d": "a"})
+    for cells in ([True, False, None], pd.array([True, False, None], "boolean")):
+        pd.testing.assert_frame_equal(one.embed(text.assign(c=cells)), one.embed(text))
+    pd.testing.assert_frame_equal(one.embed(text[:2].assign(c=[True, False])), one.embed(text[:2]))
+
+
+def test_a_number_too_long_for_a_float_is_refused(pair):
+    one = pair(pd.DataFrame({"c": ["123456789012345680", "2", ""] * 20, "d": "a", "x": 1.0, "y": range(60)}))
+    one.run_base()
+    with pytest.raises(ValueError, match="dtype"):
+        one.embed(pd.DataFrame({"c": [123456789012345679, 2], "d": "a"}))
 
 
 def test_a_number_that_could_be_two_categories_is_refused(pair):

@@ -235,6 +235,12 @@ def test_any_column_name_has_files_of_its_own_inside_the_folder(pair):
     assert len(one.embed(table)) == 60
 
 
+def test_columns_may_be_called_as_keras_calls_its_operations(pair):
+    table = made_up(60).rename(columns={"c": "stack", "x": "mean"}).assign(cast=1.0, column_0=2.0, **{"a b": 3.0})
+    one = pair(table, {"CATEGORICAL_COLUMNS": ["stack", "d"]}, {"NUMERICAL_COLUMNS": ["mean", "cast", "a b", "column_0"]}).run()
+    assert np.isfinite(one.predict(table)).all()
+
+
 # Tables of many kinds, end to end
 
 

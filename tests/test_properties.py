@@ -58,6 +58,7 @@ def test_every_text_keeps_its_own_vector(folder, texts, name):
 @example(names=["a\u0301", "á", "Á"])
 @example(names=["x" * 300, "x" * 301, "X" * 300])
 @example(names=["a/b", "a%2Fb", "A/b"])
+@example(names=["가", "\u1100\u1161"])
 @example(names=["é" * 60, "漢" * 100])
 def test_every_column_name_has_a_file_of_its_own(plain_pair, names):
     """Also where files ignore case or write é in another way; no longer than a file system allows."""
