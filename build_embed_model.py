@@ -100,16 +100,15 @@ def embed_numbers(numbers, columns, training):
     scaled = layers.Rescaling(scale.tolist(), offset=(-median * scale).tolist())(numbers)
     missing = ops.isnan(numbers)
     scaled = ops.clip(ops.where(missing, 0.0, scaled), -1e6, 1e6)  # a square must not overflow
-    ladder = layers.EinsumDense("rc,cs->rcs", output_shape=(len(columns), steps), bias_axes="cs", trainable=False)
-    climbed = ladder(scaled)
-    ladder.set_weights([heights, -rungs[:, :-1] * heights])
+    ladder = layers.Rescaling(heights.tolist(), offset=(-rungs[:, :-1] * heights).tolist())
+    climbed = ops.clip(ladder(ops.repeat(ops.expand_dims(scaled, 2), steps, axis=2)), 0.0, 1.0)
     bends = layers.EinsumDense(
         "rcs,csf->rcf",
         output_shape=(len(columns), features),
         bias_axes="cf",
         activation="relu",
         kernel_initializer=keras.initializers.RandomNormal(stddev=steps**-0.5),
-    )(ops.clip(climbed, 0.0, 1.0))
+    )(climbed)
     clipped = scaled / ops.sqrt(1 + ops.square(scaled / 3))
     return layers.concatenate([layers.Flatten()(bends), clipped, ops.cast(missing, "float32")])
 

@@ -41,6 +41,8 @@ LAYERS = {  # (config, weights, inputs) -> output
     "Stack": lambda c, w, x: np.stack(x, axis=c["axis"]),
     "Mean": lambda c, w, x: np.mean(x, axis=c["axis"]),
     "GetItem": lambda c, w, x, key: x[tuple(key)],
+    "ExpandDims": lambda c, w, x: np.expand_dims(x, c["axis"]),
+    "Repeat": lambda c, w, x: np.repeat(x, c["repeats"], axis=c["axis"]),
     "Clip": lambda c, w, x: np.clip(x, c["x_min"], c["x_max"]),
     "Softmax": lambda c, w, x: softmax(x),
     "Sigmoid": lambda c, w, x: FUNCTIONS["sigmoid"](x),
