@@ -76,7 +76,7 @@ SEED = 0  # another seed: other random rows held out, other random starts
 
 TRAINING, VALIDATION, TEST = 0, 1, 2  # the parts into which split_rows divides the table
 Recipe = namedtuple("Recipe", "batch_size round_rows cycles members widths weight_decay")
-HIDDEN = 0.01  # the share of cells that are hidden while training, so that row 0 learns what to say of an unknown category
+HIDDEN = 0.002  # the share of cells hidden while training: row 0 learns what to say of an unknown category, and little is lost
 UNKNOWN = "<unknown>"  # how row 0 is called in the vocabulary file; it is found by its place, never by this name
 MISSING_NUMBERS = ["", "NA", "NaN", "nan"]  # in numerical columns; in categorical ones they are text like any other
 ALONE = "categorical columns alone (build_embeddings.py)"  # the name of the first script's line in the final report
