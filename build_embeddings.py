@@ -196,7 +196,7 @@ def read_rows(columns):
                         yield place, *pick(cells)
                     place = f"{file}, line {reader.line_num + 1}"
         except (csv.Error, OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error) as error:
-            raise InputError(f"{place}, or near it: not readable as CSV in UTF-8 ({error}); correct or replace the file.") from error
+            raise InputError(f"{place}, or near it: not readable as CSV in UTF-8 ({error}); save the file as that again.") from error
 
 
 def to_numbers(cells):
@@ -213,7 +213,7 @@ def read_table(text_columns, number_columns):
     Numbers are float32, NaN where missing; the target of a regression is float64. Text becomes codes piece by piece, so
     that it is never in memory as a whole. Raises InputError for a table that cannot be read as it is meant.
     """
-    columns = list(dict.fromkeys([*text_columns, *number_columns]))  # SPLIT_COLUMN may be among the categorical ones
+    columns = [*text_columns, *number_columns]
     codes = {column: defaultdict(count().__next__) for column in text_columns}  # text -> its code, in the order of appearance
     table, without_target, rows = {column: [] for column in columns}, [], read_rows(columns)
     while piece := list(islice(rows, PIECE_ROWS)):
@@ -262,7 +262,7 @@ def split_rows(row_count, order=None):
             values = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=True)
         if values.isna().any():
             wrong = texts[values.isna()].iloc[0][:50]
-            raise InputError(f"SPLIT_COLUMN {SPLIT_COLUMN!r} needs numbers or dates like 2026-01-31 in every row, but has {wrong!r}.")
+            raise InputError(f"SPLIT_COLUMN {SPLIT_COLUMN!r} needs numbers or dates like 2026-01-31, none missing, but has {wrong!r}.")
         rank = values.rank(method="dense").to_numpy("int64")[order.codes]
     tenth = row_count // 10
     first_held_out = np.sort(rank)[[row_count - 2 * tenth, row_count - tenth]]
@@ -306,7 +306,7 @@ def load_rows(categorical_columns, numerical_columns):
     check_columns(categorical_columns, numerical_columns)
     text_columns, number_columns = [*categorical_columns], [*numerical_columns]
     (number_columns if TASK == "regression" else text_columns).append(TARGET_COLUMN)
-    if SPLIT_COLUMN:
+    if SPLIT_COLUMN not in [None, *text_columns]:
         text_columns.append(SPLIT_COLUMN)
     with stage(f"Reading {DATA_FILE}", clock=True):
         table = read_table(text_columns, number_columns)
@@ -356,8 +356,9 @@ def choose_recipe(row_count, epochs, rows_to_see):
     network = {"members": 1, "widths": (512, 256), "weight_decay": 0.05}
     if row_count < 100_000:  # so few rows would be learned by heart: the fewer, the more members of a smaller network
         network = {"members": int(np.clip(2048 // batch_size, 8, 32)), "widths": (256, 128), "weight_decay": 0.2}
-        doubling = 4 * 2 ** np.arange(6)
-        lengths = lengths if epochs else doubling[np.cumsum(doubling) <= most]
+        if not epochs:
+            doubling = 4 * 2 ** np.arange(6)
+            lengths = doubling[np.cumsum(doubling) <= most]
     cycles = np.maximum(1, lengths * pieces / passes).astype(int)
     return Recipe(batch_size=batch_size, round_rows=round_rows, cycles=cycles, **network)
 

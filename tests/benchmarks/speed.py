@@ -11,7 +11,6 @@ the share of its time that its best round takes, ours the time to the first epoc
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -94,18 +93,17 @@ def watch(folder, script):
 
 def run_flights():
     """Print the seconds of both scripts' stages, and of each booster, to its end and to its best validation error."""
-    from accuracy import SCRIPTS, TOP
-    from boosters import PATIENCE, STOPPED, THREADS, as_categories, split_table
-    import catboost
-    import lightgbm
+    from accuracy import SCRIPTS, edit_copies
+    from boosters import BOOSTERS, PATIENCE, STOPPED, split_table
+    from sklearn.metrics import root_mean_squared_error
+    from tables import read_csv, write_csv
 
     stages = ["imports", "reading, encoding", "training", "report, saving"]
     marks = [("Reading", "Training", "Test"), ("Loading", "Training", "Gradient")]  # how the first line after each stage begins
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        shutil.copytree(TOP / "data", folder / "data")
-        for file in SCRIPTS:
-            shutil.copy(TOP / file, folder)
+        settings = write_csv("flights", folder)
+        edit_copies(folder, settings)
         runs = [watch(folder, file) for file in SCRIPTS]
         std = json.loads((folder / "embeddings/run.json").read_text(encoding="utf-8"))["target"]["std"]
     print("| script |", " | ".join(stages), "| boosting in it | in all |\n|---|" + "--:|" * (len(stages) + 2))
@@ -117,28 +115,16 @@ def run_flights():
     epochs = [(t, std * float(found[1]) ** 0.5) for t, line in runs[1] if (found := re.search(r"val_mse: (\S+)", line))]
     before = runs[0][-1][0]
 
-    frame = pd.read_csv(TOP / base.DATA_FILE, dtype={column: str for column in base.CATEGORICAL_COLUMNS}, keep_default_na=False,
-                        na_values={column: base.MISSING_NUMBERS for column in script.NUMERICAL_COLUMNS})
-    parts = split_table(frame, base.SEED)
-    columns, targets = [*base.CATEGORICAL_COLUMNS, *script.NUMERICAL_COLUMNS], [part[base.TARGET_COLUMN] for part in parts]
-    train, validation, _ = as_categories([part[columns] for part in parts], base.CATEGORICAL_COLUMNS)
-    light = lightgbm.LGBMRegressor(n_jobs=THREADS, num_leaves=127, verbose=-1, **STOPPED)
-    cat = catboost.CatBoostRegressor(iterations=1000, early_stopping_rounds=PATIENCE, cat_features=base.CATEGORICAL_COLUMNS,
-                                     thread_count=THREADS, verbose=False, allow_writing_files=False)
+    train, validation, _ = split_table(read_csv(settings), base.SEED)
+    features = [part[settings["CATEGORICAL_COLUMNS"] + settings["NUMERICAL_COLUMNS"]] for part in (train, validation, validation)]
+    targets = [part[settings["TARGET_COLUMN"]].to_numpy() for part in (train, validation)]
     print("| booster | s to its end | s to its best | its best validation RMSE | s of both scripts to that |\n|---|--:|--:|--:|--:|")
-    for name, booster in (("LightGBM 127 leaves", light), ("CatBoost", cat)):
+    for name, most in (("LightGBM 127 leaves", STOPPED["n_estimators"]), ("CatBoost", 1000)):
         start = time.perf_counter()
-        if booster is light:
-            booster.fit(train, targets[0], eval_X=validation, eval_y=targets[1], callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False)])
-            best, rounds = booster.best_iteration_, booster.best_iteration_ + PATIENCE
-            error = booster.best_score_["valid_0"]["l2"] ** 0.5
-        else:
-            booster.fit(parts[0][columns], targets[0], eval_set=(parts[1][columns], targets[1]))
-            best, rounds = booster.get_best_iteration() + 1, min(1000, booster.get_best_iteration() + 1 + PATIENCE)
-            error = booster.get_best_score()["validation"]["RMSE"]
-        seconds = time.perf_counter() - start
+        answers, best = BOOSTERS[name][0](features, targets, settings, base.SEED)
+        seconds, error = time.perf_counter() - start, root_mean_squared_error(targets[1], answers)
         ours = next((f"{before + t:.0f}" for t, value in epochs if value <= error), "never")
-        print(f"| {name} | {seconds:.0f} | {seconds * best / rounds:.0f} | {error:.3f} | {ours} |", flush=True)
+        print(f"| {name} | {seconds:.0f} | {seconds * best / min(most, best + PATIENCE):.0f} | {error:.3f} | {ours} |", flush=True)
 
 
 def main():
