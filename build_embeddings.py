@@ -363,17 +363,24 @@ def choose_recipe(row_count, epochs, rows_to_see):
     return Recipe(batch_size=batch_size, round_rows=round_rows, cycles=cycles, **network)
 
 
-def embedding_layer(number, cardinality, dim, **settings):
-    """Return the embedding layer of a column: embedding_<number>, a matrix (cardinality + 1, dim)."""
-    layer = layers.Embedding(cardinality + 1, dim, name=f"embedding_{number}", **settings)
+def embedding_layer(name, cardinality, dim, **settings):
+    """Return an embedding layer, a matrix (cardinality + 1, dim), called embedding_<name>: that of a column bears its number."""
+    layer = layers.Embedding(cardinality + 1, dim, name=f"embedding_{name}", **settings)
     if tf:  # reads the rows alone; the layer's own way copies the whole matrix at every step
         layer.build()
         layer.call = lambda rows: tf.nn.embedding_lookup(layer.embeddings.value, rows)
     return layer
 
 
-def dense_layers(features, target_info, recipe):
+def output_count(target_info):
+    """Return how many numbers a network answers for a row: one, or with TASK "multiclass" one for each class."""
+    return len(target_info["classes"]) if TASK == "multiclass" else 1
+
+
+def dense_layers(features, target_info, recipe, effects=0.0):
     """Return the answers (rows, members) or (rows, members, classes) of networks that share all weights but a few.
+
+    effects, (rows, 1, outputs), are added to every member's answers before they become probabilities.
 
     Several members see the features through signs of their own, trained with the rest, and have output layers of their
     own: their mean is better than one network (TabM: Gorishniy et al. 2024, arXiv:2410.24210).
@@ -385,8 +392,8 @@ def dense_layers(features, target_info, recipe):
         signs.set_weights([np.random.default_rng(SEED).choice([-1.0, 1.0], signs.kernel.shape)])
     for units in recipe.widths:
         hidden = layers.Dense(units, activation="relu", kernel_initializer="he_normal")(hidden)
-    outputs = len(target_info["classes"]) if TASK == "multiclass" else 1
-    answers = layers.EinsumDense("rmf,mfo->rmo", output_shape=(recipe.members, outputs), bias_axes="mo")(hidden)
+    shape = (recipe.members, output_count(target_info))
+    answers = layers.EinsumDense("rmf,mfo->rmo", output_shape=shape, bias_axes="mo")(hidden) + effects
     if TASK == "multiclass":
         return ops.softmax(answers)
     answers = layers.Reshape((recipe.members,))(answers)

@@ -39,6 +39,8 @@ LAYERS = {  # (config, weights, inputs) -> output
     "Rescaling": lambda c, w, x: x * np.float32(c["scale"]) + np.float32(c["offset"]),
     "Cast": lambda c, w, x: x.astype(c["dtype"] if isinstance(c["dtype"], str) else "float32"),
     "Stack": lambda c, w, x: np.stack(x, axis=c["axis"]),
+    "Take": lambda c, w, x, i: np.take(x, i, axis=c["axis"]),
+    "Sum": lambda c, w, x: np.sum(x, axis=c["axis"], keepdims=c["keepdims"]),
     "Mean": lambda c, w, x: np.mean(x, axis=c["axis"]),
     "GetItem": lambda c, w, x, key: x[tuple(key)],
     "ExpandDims": lambda c, w, x: np.expand_dims(x, c["axis"]),
@@ -68,6 +70,8 @@ def run(config, model, inputs, vocabularies):
             return values[argument["config"]["keras_history"][0]]
         if isinstance(argument, dict) and argument["class_name"] == "__slice__":
             return slice(*(argument["config"][end] for end in ("start", "stop", "step")))
+        if isinstance(argument, dict) and argument["class_name"] == "__numpy__":
+            return np.array(argument["config"]["value"], argument["config"]["dtype"])
         return argument
 
     waiting = [layer for layer in config["layers"] if layer["class_name"] != "InputLayer"]

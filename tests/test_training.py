@@ -73,8 +73,8 @@ def test_a_cycle_that_brings_nothing_is_the_last(pair, capsys, graphs):
     ended = []
     for noise in (True, False):
         random = np.random.default_rng(0)
-        c, d = random.integers(0, 40, (2, 2000))
-        y = random.normal(size=2000) if noise else 5 * np.sin(c) + random.normal(size=40)[d]
+        c, d = random.integers(0, 40, (2, 700))
+        y = random.normal(size=700) if noise else 5 * np.sin(c) + random.normal(size=40)[d]
         pair(pd.DataFrame({"c": c, "d": d, "y": y}), {"EPOCHS": None}).run_base()
         ended.append(max(map(int, re.findall(r"Epoch (\d+)/", capsys.readouterr().out))))
     assert ended[0] < ended[1]
