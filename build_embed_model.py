@@ -113,12 +113,13 @@ def embed_numbers(numbers, columns, training):
     return layers.concatenate([layers.Flatten()(bends), clipped, ops.cast(missing, "float32")])
 
 
-def pair_effects(ids, cardinalities, target_info):
+def pair_effects(ids, cardinalities, target_info, unexplained):
     """Return what the pairs of its categories add to a row's answers, (rows, 1, outputs): one learned number for each pair.
 
     Dense layers find what a category adds, but hardly what it adds beside one other category; these numbers can hold it
     (the wide part of Wide & Deep: Cheng et al. 2016, arXiv:1606.07792). The embeddings' prior keeps a pair's number at
-    zero unless its rows say otherwise. Taken are the pairs of the 16 columns with the most categories.
+    zero unless its rows say otherwise; all pairs together may add a share of what the vectors alone leave unexplained, of the
+    target's standard deviation. Taken are the pairs of the 16 columns with the most categories.
     """
     numbers = 2**18 - 5  # a prime; where the table has more pairs, some share a number
     columns = np.sort(np.argsort(cardinalities, kind="stable")[-16:])
@@ -128,14 +129,14 @@ def pair_effects(ids, cardinalities, target_info):
     factors = (sizes[second] % numbers).astype("int32")
     pairs = ops.take(ids, columns[first], axis=1) * factors + ops.take(ids, columns[second], axis=1) + offsets
     effects = base.embedding_layer("pairs", numbers - 1, base.output_count(target_info), embeddings_initializer="zeros")
-    scale = 3 / len(first) ** 0.5  # so that many pairs together may add no more than few; 3 was measured
+    scale = 3 * unexplained / len(first) ** 0.5  # many pairs may add no more than few; 3 was measured
     return ops.sum(effects(ops.mod(pairs, numbers)), axis=1, keepdims=True) * scale
 
 
-def build_model(embeddings, numbers, training, target_info, recipe):
+def build_model(embeddings, numbers, training, target_info, recipe, unexplained):
     """Return the network: ids (rows, columns) int32 and, if any, numbers (rows, columns) -> answers of its members.
 
-    embeddings: (weights, vocabulary) of each column; numbers: the table's numerical columns.
+    embeddings: (weights, vocabulary) of each column; numbers: the table's numerical columns; unexplained: see pair_effects.
     """
     inputs = [keras.Input((len(embeddings),), dtype="int32")]
     shown = base.hide_some(inputs[0])
@@ -149,7 +150,8 @@ def build_model(embeddings, numbers, training, target_info, recipe):
     if numbers:
         inputs.append(keras.Input((len(numbers),)))
         parts.append(embed_numbers(inputs[1], numbers, training))
-    effects = pair_effects(shown, [len(weights) - 1 for weights, _ in embeddings], target_info) if len(embeddings) > 1 else 0.0
+    cardinalities = [len(weights) - 1 for weights, _ in embeddings]
+    effects = pair_effects(shown, cardinalities, target_info, unexplained) if len(embeddings) > 1 else 0.0
     return keras.Model(inputs, base.dense_layers(layers.concatenate(parts), target_info, recipe, effects))
 
 
@@ -226,7 +228,7 @@ def main():
 
         with base.stage(f"Training on {len(embeddings)} embeddings + {len(NUMERICAL_COLUMNS)} numerical columns"):
             recipe = base.choose_recipe(len(training), EPOCHS, 3_000_000)
-            model = build_model(embeddings, numbers, training, target_info, recipe)
+            model = build_model(embeddings, numbers, training, target_info, recipe, run["unexplained"])
             inputs = [ids, numbers] if numbers else [ids]
             model = base.train(model, inputs, target, part, recipe, LEARNING_RATE)
         if base.PROCESS:

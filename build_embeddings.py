@@ -28,6 +28,7 @@ import threading
 import time
 import unicodedata
 import zlib
+from array import array
 from collections import defaultdict, namedtuple
 from contextlib import contextmanager
 from itertools import count, islice
@@ -215,7 +216,9 @@ def read_table(text_columns, number_columns):
     """
     columns = [*text_columns, *number_columns]
     codes = {column: defaultdict(count().__next__) for column in text_columns}  # text -> its code, in the order of appearance
-    table, without_target, rows = {column: [] for column in columns}, [], read_rows(columns)
+    kinds = {column: "i" if column in codes else "d" if column == TARGET_COLUMN else "f" for column in columns}
+    table = {column: array(kind) for column, kind in kinds.items()}  # grows in its place: nothing is in memory twice
+    without_target, rows = [], read_rows(columns)
     while piece := list(islice(rows, PIECE_ROWS)):
         places, *cells = zip(*piece)
         for column, texts in zip(columns, cells):
@@ -231,14 +234,14 @@ def read_table(text_columns, number_columns):
                     )
             if column == TARGET_COLUMN:
                 without_target += [place for place, text in zip(places, texts) if text in missing]
-            table[column].append(values if column in (*codes, TARGET_COLUMN) else values.astype("float32"))
-    row_count = sum(map(len, table[TARGET_COLUMN]))
+            table[column].frombytes(values.astype(kinds[column]).tobytes())
+    row_count = len(table[TARGET_COLUMN])
     if row_count < 20:
         raise InputError(f"{DATA_FILE} has {row_count} rows below its header; 20 are the fewest that can be split in three.")
     if without_target:
         raise InputError(f"{without_target[0]}: no {TARGET_COLUMN!r}, as in {len(without_target):,} rows in all; remove these rows.")
-    for column, pieces in table.items():
-        table[column] = np.concatenate(pieces)
+    for column, kind in kinds.items():
+        table[column] = np.frombuffer(table[column], kind)
         if column in codes:
             table[column] = pd.Categorical.from_codes(table[column], pd.Index(list(codes[column]), dtype=object))
     return table
@@ -329,8 +332,8 @@ def build_vocabulary(column, part):
 
 
 def row_numbers(column, vocabulary):
-    """Return for each cell of a Categorical the row of its category in the vocabulary, int32; 0 where it has none."""
-    return column.set_categories(vocabulary["category"][1:]).codes.astype("int32") + 1  # code -1: not among them
+    """Return for each cell of a Categorical the row of its category in the vocabulary; 0 where it has none."""
+    return column.set_categories(vocabulary["category"][1:]).codes + 1  # int8 to int32, as needed; code -1: not among them
 
 
 # The network
@@ -567,7 +570,8 @@ def score(target, answers, target_info):
 
 def fingerprint(values, index=True):
     """Return 16 hexadecimal digits for the cells of a Series or frame; with index=False, whatever the order of its rows."""
-    return f"{pd.util.hash_pandas_object(values, index=index).sum():016x}"
+    pieces = (values[begin : begin + 1_000_000] for begin in range(0, len(values), 1_000_000))  # a hash takes eight bytes
+    return f"{sum(int(pd.util.hash_pandas_object(piece, index=index).sum()) for piece in pieces) % 2**64:016x}"
 
 
 def fingerprint_embedding(weights, vocabulary):
@@ -636,7 +640,7 @@ def read_run(folder):
     file = Path(folder) / "run.json"
     try:
         run = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        if run and not {"columns", "rows", "target", "test", "files"} <= run.keys():
+        if run and not {"columns", "rows", "target", "unexplained", "test", "files"} <= run.keys():
             raise ValueError("entries are missing")
         return run if isinstance(run, dict) else {}
     except (AttributeError, TypeError, ValueError) as error:
@@ -696,8 +700,11 @@ def main():
         if PROCESS:
             return  # the first one reports and saves
 
-        test = np.flatnonzero(part == TEST)
+        test, validation = np.flatnonzero(part == TEST), sample(np.flatnonzero(part == VALIDATION), 1_000_000)
         figures = score(target[test], answer(model, [ids], test), target_info)
+        unexplained = 1.0  # what the categories' vectors alone leave of the target's standard deviation
+        if TASK == "regression":
+            unexplained = float(metrics.root_mean_squared_error(target[validation], answer(model, [ids], validation)))
         print("Test", ", ".join(f"{name} {value:.4g}" for name, value in figures.items()), TARGET_COLUMN)
 
         print("Nearest categories (cosine similarity; '?': fewer than 20 training rows)")
@@ -715,7 +722,8 @@ def main():
             vocabulary.to_csv(new / f"{stems[column]}.csv", index=False, quoting=csv.QUOTE_NONNUMERIC)
             columns[column] = {"file": stems[column], "fingerprint": fingerprint_embedding(weights, vocabulary)}
         write_projector(new, embeddings, stems)
-        save_run(folder, {"columns": columns, "rows": rows, "target": target_info, "test": {ALONE: figures}})
+        run = {"columns": columns, "rows": rows, "target": target_info, "unexplained": unexplained, "test": {ALONE: figures}}
+        save_run(folder, run)
         print("Saved")
         for column, (weights, _) in embeddings.items():
             print(f"  {folder / stems[column]}.npy {weights.shape} and .csv")

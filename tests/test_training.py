@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import made_up
+from conftest import made_up, report
 
 
 @pytest.fixture
@@ -66,6 +66,29 @@ def test_a_vector_with_few_rows_stays_close_to_zero(pair, graphs):
     weights, vocabulary = one.matrix("c")
     length = dict(zip(vocabulary["category"], np.linalg.norm(weights, axis=1)))
     assert length["rare"] < length["often"]
+
+
+def test_each_pair_of_categories_has_a_number_of_its_own(pair):
+    one = pair(made_up())
+    ids = keras.Input((2,), dtype="int32")
+    model = keras.Model(ids, one.model.pair_effects(ids, [30, 50], {}, 1.0))
+    numbers = np.arange(len(model.get_layer("embedding_pairs").get_weights()[0]), dtype="float32")
+    model.get_layer("embedding_pairs").set_weights([numbers[:, None]])
+    every = np.indices((31, 51)).reshape(2, -1).T
+    assert len(np.unique(model.predict(every, verbose=0))) == 31 * 51
+
+
+def test_what_two_categories_do_together_is_found(pair, capsys, graphs):
+    """A target that neither category says anything of alone: the error must be far below that of the best sum of both."""
+    random = np.random.default_rng(0)
+    c, d, x = random.integers(0, 20, (3, 6000))
+    y = random.normal(size=(20, 20))[c, d] + random.normal(scale=0.1, size=6000)
+    one = pair(pd.DataFrame({"c": c, "d": d, "x": x, "y": y}), {"EPOCHS": 3}, {"EPOCHS": 12}).run()
+    both = pd.get_dummies(pd.DataFrame({"c": c, "d": d}).astype(str), dtype=float)
+    train, test = one.base.split_rows(6000) == one.base.TRAINING, one.test_rows()
+    best, *_ = np.linalg.lstsq(both[train], y[train], rcond=None)
+    error = report(capsys.readouterr().out)["embeddings + numerical columns"][0]
+    assert error < 0.7 * np.sqrt(np.mean((both[test] @ best - y[test]) ** 2))
 
 
 def test_a_cycle_that_brings_nothing_is_the_last(pair, capsys, graphs):
