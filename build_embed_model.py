@@ -4,14 +4,14 @@
     python build_embed_model.py
 
 Every category is replaced by its vector from embeddings/<column>.npy, the numerical columns are added, and a network is
-trained on both, with the rows that build_embeddings.py trained on. The report compares it, on test rows that neither
-script trained on, with gradient boosting. The model is saved as embeddings/embed_model.keras: it takes the columns as
-they stand in the file (text, unscaled numbers, missing cells) and answers in the target's own units or with class
-probabilities. predict(frame) and embed(frame) below use what was saved.
+trained on both, and on pairs of categories, with the rows that build_embeddings.py trained on. The report compares it, on
+test rows that neither script trained on, with gradient boosting. The model is saved as embeddings/embed_model.keras: it
+takes the columns as they stand in the file (text, unscaled numbers, missing cells) and answers in the target's own units
+or with class probabilities. predict(frame) and embed(frame) below use what was saved.
 
 Sources: Gorishniy, Rubachev and Babenko, On Embeddings for Numerical Features in Tabular Deep Learning, 2022,
 arXiv:2203.05556; Gorishniy, Kotelnikov and Babenko, TabM, 2024, arXiv:2410.24210; Holzmüller, Grinsztajn and Steinwart,
-Better by Default (RealMLP), 2024, arXiv:2407.04491.
+Better by Default (RealMLP), 2024, arXiv:2407.04491; Cheng et al., Wide & Deep Learning, 2016, arXiv:1606.07792.
 """
 
 import functools
@@ -113,30 +113,30 @@ def embed_numbers(numbers, columns, training):
     return layers.concatenate([layers.Flatten()(bends), clipped, ops.cast(missing, "float32")])
 
 
-def pair_effects(ids, cardinalities, target_info, unexplained):
+def pair_effects(ids, cardinalities, target_info):
     """Return what the pairs of its categories add to a row's answers, (rows, 1, outputs): one learned number for each pair.
 
     Dense layers find what a category adds, but hardly what it adds beside one other category; these numbers can hold it
-    (the wide part of Wide & Deep: Cheng et al. 2016, arXiv:1606.07792). The embeddings' prior keeps a pair's number at
-    zero unless its rows say otherwise; all pairs together may add a share of what the vectors alone leave unexplained, of the
-    target's standard deviation. Taken are the pairs of the 16 columns with the most categories.
+    (the wide part of Wide & Deep: Cheng et al. 2016, arXiv:1606.07792). The embeddings' prior keeps them at zero unless
+    their rows say otherwise. Their unit is what the vectors alone leave unexplained of the target's standard deviation, so
+    that they do not drown a small remainder. Taken are the pairs of the 16 columns with the most categories.
     """
-    numbers = 2**18 - 5  # a prime; where the table has more pairs, some share a number
-    columns = np.sort(np.argsort(cardinalities, kind="stable")[-16:])
+    columns = np.argsort(cardinalities)[::-1][:16]
     first, second = np.triu_indices(len(columns), 1)
     sizes = np.array(cardinalities)[columns] + 1
-    offsets = (np.cumsum(sizes[first] * sizes[second]) % numbers).astype("int32")
-    factors = (sizes[second] % numbers).astype("int32")
+    ends = np.cumsum(sizes[first] * sizes[second])
+    count = min(int(ends[-1]), 2**18 - 5)  # a prime; of more pairs than this, some share a number
+    offsets, factors = (-ends % count).astype("int32"), np.minimum(sizes[second], 104_729).astype("int32")
     pairs = ops.take(ids, columns[first], axis=1) * factors + ops.take(ids, columns[second], axis=1) + offsets
-    effects = base.embedding_layer("pairs", numbers - 1, base.output_count(target_info), embeddings_initializer="zeros")
-    scale = 3 * unexplained / len(first) ** 0.5  # many pairs may add no more than few; 3 was measured
-    return ops.sum(effects(ops.mod(pairs, numbers)), axis=1, keepdims=True) * scale
+    effects = base.embedding_layer("pairs", count - 1, base.output_count(target_info), embeddings_initializer="zeros")
+    unit = 3 * target_info.get("unexplained", 1.0) / len(first) ** 0.5  # their sum does not grow with the pairs; 3 was measured
+    return ops.sum(effects(ops.mod(pairs, count)), axis=1, keepdims=True) * unit
 
 
-def build_model(embeddings, numbers, training, target_info, recipe, unexplained):
+def build_model(embeddings, numbers, training, target_info, recipe):
     """Return the network: ids (rows, columns) int32 and, if any, numbers (rows, columns) -> answers of its members.
 
-    embeddings: (weights, vocabulary) of each column; numbers: the table's numerical columns; unexplained: see pair_effects.
+    embeddings: (weights, vocabulary) of each column; numbers: the table's numerical columns.
     """
     inputs = [keras.Input((len(embeddings),), dtype="int32")]
     shown = base.hide_some(inputs[0])
@@ -150,8 +150,9 @@ def build_model(embeddings, numbers, training, target_info, recipe, unexplained)
     if numbers:
         inputs.append(keras.Input((len(numbers),)))
         parts.append(embed_numbers(inputs[1], numbers, training))
-    cardinalities = [len(weights) - 1 for weights, _ in embeddings]
-    effects = pair_effects(shown, cardinalities, target_info, unexplained) if len(embeddings) > 1 else 0.0
+    effects = 0.0
+    if len(embeddings) > 1 and base.output_count(target_info) <= 20:  # the numbers of more classes would fill the memory
+        effects = pair_effects(shown, [len(weights) - 1 for weights, _ in embeddings], target_info)
     return keras.Model(inputs, base.dense_layers(layers.concatenate(parts), target_info, recipe, effects))
 
 
@@ -217,8 +218,9 @@ def main():
         print(f"Loading embeddings from {folder}/")
         run = base.read_run(folder)
         embeddings = [load_embedding(column, run) for column in CATEGORICAL_COLUMNS]
-        table, part, target, target_info, rows = base.load_rows(CATEGORICAL_COLUMNS, NUMERICAL_COLUMNS)
+        table, part, target, _, rows = base.load_rows(CATEGORICAL_COLUMNS, NUMERICAL_COLUMNS)
         check_same_rows(rows, run)
+        target_info = run["target"]
         training, validation, test = (np.flatnonzero(part == p) for p in (base.TRAINING, base.VALIDATION, base.TEST))
         ids = [base.row_numbers(table.pop(c), vocabulary) for c, (_, vocabulary) in zip(CATEGORICAL_COLUMNS, embeddings)]
         numbers = [table.pop(column) for column in NUMERICAL_COLUMNS]
@@ -228,7 +230,7 @@ def main():
 
         with base.stage(f"Training on {len(embeddings)} embeddings + {len(NUMERICAL_COLUMNS)} numerical columns"):
             recipe = base.choose_recipe(len(training), EPOCHS, 3_000_000)
-            model = build_model(embeddings, numbers, training, target_info, recipe, run["unexplained"])
+            model = build_model(embeddings, numbers, training, target_info, recipe)
             inputs = [ids, numbers] if numbers else [ids]
             model = base.train(model, inputs, target, part, recipe, LEARNING_RATE)
         if base.PROCESS:

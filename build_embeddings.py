@@ -197,7 +197,7 @@ def read_rows(columns):
                         yield place, *pick(cells)
                     place = f"{file}, line {reader.line_num + 1}"
         except (csv.Error, OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error) as error:
-            raise InputError(f"{place}, or near it: not readable as CSV in UTF-8 ({error}); save the file as that again.") from error
+            raise InputError(f"{place}, or near it: not readable as CSV in UTF-8 ({error}); save or download the file again.") from error
 
 
 def to_numbers(cells):
@@ -217,7 +217,7 @@ def read_table(text_columns, number_columns):
     columns = [*text_columns, *number_columns]
     codes = {column: defaultdict(count().__next__) for column in text_columns}  # text -> its code, in the order of appearance
     kinds = {column: "i" if column in codes else "d" if column == TARGET_COLUMN else "f" for column in columns}
-    table = {column: array(kind) for column, kind in kinds.items()}  # grows in its place: nothing is in memory twice
+    table = {column: array(kind) for column, kind in kinds.items()}  # grows in its place: no second copy
     without_target, rows = [], read_rows(columns)
     while piece := list(islice(rows, PIECE_ROWS)):
         places, *cells = zip(*piece)
@@ -309,7 +309,7 @@ def load_rows(categorical_columns, numerical_columns):
     check_columns(categorical_columns, numerical_columns)
     text_columns, number_columns = [*categorical_columns], [*numerical_columns]
     (number_columns if TASK == "regression" else text_columns).append(TARGET_COLUMN)
-    if SPLIT_COLUMN not in [None, *text_columns]:
+    if SPLIT_COLUMN and SPLIT_COLUMN not in text_columns:
         text_columns.append(SPLIT_COLUMN)
     with stage(f"Reading {DATA_FILE}", clock=True):
         table = read_table(text_columns, number_columns)
@@ -383,10 +383,9 @@ def output_count(target_info):
 def dense_layers(features, target_info, recipe, effects=0.0):
     """Return the answers (rows, members) or (rows, members, classes) of networks that share all weights but a few.
 
-    effects, (rows, 1, outputs), are added to every member's answers before they become probabilities.
-
     Several members see the features through signs of their own, trained with the rest, and have output layers of their
-    own: their mean is better than one network (TabM: Gorishniy et al. 2024, arXiv:2410.24210).
+    own: their mean is better than one network (TabM: Gorishniy et al. 2024, arXiv:2410.24210). effects, (rows, 1, outputs),
+    are added to the answers of each before they become probabilities.
     """
     hidden = layers.RepeatVector(recipe.members)(features)
     if recipe.members > 1:
@@ -507,7 +506,7 @@ def train(model, inputs, target, part, recipe, learning_rate):
     optimizer.exclude_from_weight_decay(var_names=["bias", "embeddings"])
     loss = {"regression": gaussian_loss, "binary": "binary_crossentropy", "multiclass": "sparse_categorical_crossentropy"}[TASK]
     error = "mse" if TASK == "regression" else loss
-    model.compile(optimizer, loss, metrics=[error], steps_per_execution=16)
+    model.compile(optimizer, loss, metrics=[error], steps_per_execution=16, jit_compile=False if tf else "auto")
     one_round = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: setattr(model, "stop_training", True))
     rounds, held_out = shuffled_rounds(training, recipe.round_rows), gather_all(sample(validation, 1_000_000))
     errors, last_error, best = [], np.inf, model.get_weights()
@@ -570,7 +569,8 @@ def score(target, answers, target_info):
 
 def fingerprint(values, index=True):
     """Return 16 hexadecimal digits for the cells of a Series or frame; with index=False, whatever the order of its rows."""
-    pieces = (values[begin : begin + 1_000_000] for begin in range(0, len(values), 1_000_000))  # a hash takes eight bytes
+    size = max(1_000_000, len(values) // 8)  # a cell's hash takes eight bytes
+    pieces = (values[begin : begin + size] for begin in range(0, len(values), size))
     return f"{sum(int(pd.util.hash_pandas_object(piece, index=index).sum()) for piece in pieces) % 2**64:016x}"
 
 
@@ -640,7 +640,7 @@ def read_run(folder):
     file = Path(folder) / "run.json"
     try:
         run = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        if run and not {"columns", "rows", "target", "unexplained", "test", "files"} <= run.keys():
+        if run and not {"columns", "rows", "target", "test", "files"} <= run.keys():
             raise ValueError("entries are missing")
         return run if isinstance(run, dict) else {}
     except (AttributeError, TypeError, ValueError) as error:
@@ -702,9 +702,9 @@ def main():
 
         test, validation = np.flatnonzero(part == TEST), sample(np.flatnonzero(part == VALIDATION), 1_000_000)
         figures = score(target[test], answer(model, [ids], test), target_info)
-        unexplained = 1.0  # what the categories' vectors alone leave of the target's standard deviation
-        if TASK == "regression":
-            unexplained = float(metrics.root_mean_squared_error(target[validation], answer(model, [ids], validation)))
+        if TASK == "regression":  # what the vectors alone leave of the target's standard deviation
+            error = metrics.root_mean_squared_error(target[validation], answer(model, [ids], validation))
+            target_info["unexplained"] = min(1.0, float(error))
         print("Test", ", ".join(f"{name} {value:.4g}" for name, value in figures.items()), TARGET_COLUMN)
 
         print("Nearest categories (cosine similarity; '?': fewer than 20 training rows)")
@@ -722,8 +722,7 @@ def main():
             vocabulary.to_csv(new / f"{stems[column]}.csv", index=False, quoting=csv.QUOTE_NONNUMERIC)
             columns[column] = {"file": stems[column], "fingerprint": fingerprint_embedding(weights, vocabulary)}
         write_projector(new, embeddings, stems)
-        run = {"columns": columns, "rows": rows, "target": target_info, "unexplained": unexplained, "test": {ALONE: figures}}
-        save_run(folder, run)
+        save_run(folder, {"columns": columns, "rows": rows, "target": target_info, "test": {ALONE: figures}})
         print("Saved")
         for column, (weights, _) in embeddings.items():
             print(f"  {folder / stems[column]}.npy {weights.shape} and .csv")

@@ -70,12 +70,13 @@ def test_a_vector_with_few_rows_stays_close_to_zero(pair, graphs):
 
 def test_each_pair_of_categories_has_a_number_of_its_own(pair):
     one = pair(made_up())
-    ids = keras.Input((2,), dtype="int32")
-    model = keras.Model(ids, one.model.pair_effects(ids, [30, 50], {}, 1.0))
-    numbers = np.arange(len(model.get_layer("embedding_pairs").get_weights()[0]), dtype="float32")
-    model.get_layer("embedding_pairs").set_weights([numbers[:, None]])
-    every = np.indices((31, 51)).reshape(2, -1).T
-    assert len(np.unique(model.predict(every, verbose=0))) == 31 * 51
+    ids = keras.Input((3,), dtype="int32")
+    model = keras.Model(ids, one.model.pair_effects(ids, [30, 3, 50], {}))
+    rows = keras.Model(ids, model.get_layer("embedding_pairs").input)  # one for each pair of columns
+    every = np.indices((31, 4, 51)).reshape(3, -1).T
+    taken = [set(column) for column in rows.predict(every, verbose=0).T]
+    assert sorted(map(len, taken)) == [31 * 4, 4 * 51, 31 * 51]
+    assert set.union(*taken) == set(range(31 * 4 + 4 * 51 + 31 * 51)) == set(range(len(model.get_layer("embedding_pairs").get_weights()[0])))
 
 
 def test_what_two_categories_do_together_is_found(pair, capsys, graphs):

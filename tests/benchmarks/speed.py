@@ -137,7 +137,7 @@ def main():
     for c in CARDINALITIES:
         vocabulary = pd.DataFrame({"category": [str(i) for i in range(c + 1)], "count": [0] + [ROWS // c] * c})
         embeddings.append((random.normal(size=(c + 1, base.embedding_dim(c))).astype("float32"), vocabulary))
-    model = script.build_model(embeddings, numbers, rows, {}, recipe, 0.1)
+    model = script.build_model(embeddings, numbers, rows, {"unexplained": 0.1}, recipe)
     optimizer = base.SparseAdamW(1e-3, 80 / len(rows), weight_decay=recipe.weight_decay)
     optimizer.exclude_from_weight_decay(var_names=["bias", "embeddings"])
     model.compile(optimizer, base.gaussian_loss, steps_per_execution=16)
