@@ -84,7 +84,7 @@ def test_what_two_categories_do_together_is_found(pair, capsys, graphs):
     random = np.random.default_rng(0)
     c, d, x = random.integers(0, 20, (3, 6000))
     y = random.normal(size=(20, 20))[c, d] + random.normal(scale=0.1, size=6000)
-    one = pair(pd.DataFrame({"c": c, "d": d, "x": x, "y": y}), {"EPOCHS": 3}, {"EPOCHS": 12}).run()
+    one = pair(pd.DataFrame({"c": c, "d": d, "x": x, "y": y}), {"EPOCHS": 2}, {"EPOCHS": 9}).run()
     both = pd.get_dummies(pd.DataFrame({"c": c, "d": d}).astype(str), dtype=float)
     train, test = one.base.split_rows(6000) == one.base.TRAINING, one.test_rows()
     best, *_ = np.linalg.lstsq(both[train], y[train], rcond=None)
@@ -97,8 +97,8 @@ def test_a_cycle_that_brings_nothing_is_the_last(pair, capsys, graphs):
     ended = []
     for noise in (True, False):
         random = np.random.default_rng(0)
-        c, d = random.integers(0, 40, (2, 700))
-        y = random.normal(size=700) if noise else 5 * np.sin(c) + random.normal(size=40)[d]
+        c, d = random.integers(0, 40, (2, 400))
+        y = random.normal(size=400) if noise else 5 * np.sin(c) + random.normal(size=40)[d]
         pair(pd.DataFrame({"c": c, "d": d, "y": y}), {"EPOCHS": None}).run_base()
         ended.append(max(map(int, re.findall(r"Epoch (\d+)/", capsys.readouterr().out))))
     assert ended[0] < ended[1]
