@@ -216,8 +216,8 @@ def read_table(text_columns, number_columns):
     """
     columns = [*text_columns, *number_columns]
     codes = {column: defaultdict(count().__next__) for column in text_columns}  # text -> its code, in the order of appearance
-    kinds = {column: "i" if column in codes else "d" if column == TARGET_COLUMN else "f" for column in columns}
-    table = {column: array(kind) for column, kind in kinds.items()}  # grows in its place: no second copy
+    # arrays of int32, float64 or float32 that grow in their place: no second copy
+    table = {column: array("i" if column in codes else "d" if column == TARGET_COLUMN else "f") for column in columns}
     without_target, rows = [], read_rows(columns)
     while piece := list(islice(rows, PIECE_ROWS)):
         places, *cells = zip(*piece)
@@ -234,14 +234,14 @@ def read_table(text_columns, number_columns):
                     )
             if column == TARGET_COLUMN:
                 without_target += [place for place, text in zip(places, texts) if text in missing]
-            table[column].frombytes(values.astype(kinds[column]).tobytes())
+            table[column].frombytes(values.astype(table[column].typecode).tobytes())
     row_count = len(table[TARGET_COLUMN])
     if row_count < 20:
         raise InputError(f"{DATA_FILE} has {row_count} rows below its header; 20 are the fewest that can be split in three.")
     if without_target:
         raise InputError(f"{without_target[0]}: no {TARGET_COLUMN!r}, as in {len(without_target):,} rows in all; remove these rows.")
-    for column, kind in kinds.items():
-        table[column] = np.frombuffer(table[column], kind)
+    for column, cells in table.items():
+        table[column] = np.frombuffer(cells, cells.typecode)
         if column in codes:
             table[column] = pd.Categorical.from_codes(table[column], pd.Index(list(codes[column]), dtype=object))
     return table

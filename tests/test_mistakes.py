@@ -74,7 +74,7 @@ TABLES = [
     ("a class in test rows only", "test class", {"TASK": "multiclass"}, "'rare' 'y' training"),
     ("text splits the table", column("z", ["p", "q", "r"] * 20), {"SPLIT_COLUMN": "z"}, "SPLIT_COLUMN 'z' dates"),
     ("days before months", column("z", ["12/01/2025", "10/01/2025", "01/08/2025"] * 20), {"SPLIT_COLUMN": "z"}, "'z' 2026-01-31 '12/01/2025'"),
-    ("a split with missing cells", column("z", ["", "1", "2"] * 20), {"SPLIT_COLUMN": "z"}, "'z' missing"),
+    ("a split with missing cells", column("z", ["", "1", "2"] * 20), {"SPLIT_COLUMN": "z"}, "'z' missing ''"),
     ("a split of two values", column("z", [1, 2] * 30), {"SPLIT_COLUMN": "z"}, "SPLIT_COLUMN 'z' few"),
 ]  # fmt: skip
 NUMBERS = [
