@@ -29,10 +29,9 @@ import time
 import unicodedata
 import zlib
 from array import array
-from collections import defaultdict, namedtuple
+from collections import defaultdict, deque, namedtuple
 from contextlib import contextmanager
 from itertools import count, islice
-from operator import itemgetter
 from pathlib import Path
 
 try:
@@ -82,7 +81,6 @@ UNKNOWN = "<unknown>"  # how row 0 is called in the vocabulary file; it is found
 MISSING_NUMBERS = ["", "NA", "NaN", "nan"]  # in numerical columns; in categorical ones they are text like any other
 ALONE = "categorical columns alone (build_embeddings.py)"  # the name of the first script's line in the final report
 PROCESS, PROCESSES = (int(os.environ.get(f"KERAS_DISTRIBUTION_{name}", n)) for name, n in [("PROCESS_ID", 0), ("NUM_PROCESSES", 1)])
-PIECE_ROWS = 2**13  # rows of text in memory at a time while reading; few enough for the processor's cache
 
 
 class InputError(ValueError):
@@ -155,8 +153,9 @@ def check_columns(categorical_columns, numerical_columns):
         raise InputError(f"TARGET_COLUMN {TARGET_COLUMN!r} must not be an input as well: take it off the lists.")
 
 
-def find_columns(columns, header, file):
-    """Return the positions of columns in the header of a file; raise InputError where one is not there once."""
+def check_header(header, columns, file):
+    """Raise InputError where one of the columns is not once in the header of a file."""
+    header = [name for name in header if name]  # pandas invents a name for a column without one
     if not header:
         raise InputError(f"{file} is empty; a table has a header and rows below it.")
     for column in columns:
@@ -165,46 +164,79 @@ def find_columns(columns, header, file):
             raise InputError(f"{file} has no column {column!r}; the closest that it has is {close[0]!r}.")
         if header.count(column) > 1:
             raise InputError(f"{file}: {header.count(column)} columns are called {column!r}; rename all but one.")
-    return [header.index(column) for column in columns]
 
 
-def read_rows(columns):
-    """Yield for every row of DATA_FILE the file and line where it stands, then its cells in these columns, as text.
+def open_text(file):
+    """Open a CSV file, compressed as its name says, as text with its line ends as they are."""
+    opener = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(Path(file).suffix, open)
+    return opener(file, "rt", encoding="utf-8-sig", newline="")
 
-    Read by the csv module, because pandas is silent about lines that are too short. Raises InputError where a line has
-    fewer or more cells than the header, or is not UTF-8 text.
+
+def read_lines(file):
+    """Yield the line on which each row of a CSV file begins and its cells as text, the header's first.
+
+    Raises InputError where a row has fewer or more cells than the header, or the file is not UTF-8 text.
     """
     csv.field_size_limit(2**31 - 1)  # its own limit refuses a cell of 128 KB
+    line, width = 1, 0
+    try:
+        with open_text(file) as text:
+            reader = csv.reader(text, strict=True)
+            for cells in reader:
+                width = width or len(cells)
+                if cells and len(cells) != width:
+                    raise InputError(
+                        f"{file}, line {line}: {len(cells)} cells where the header has {width}; "
+                        "correct the line, and put quotes around a cell that holds a comma."
+                    )
+                if cells:
+                    yield line, cells
+                line = reader.line_num + 1
+    except (csv.Error, OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error) as error:
+        raise InputError(
+            f"{file}, line {line}, or near it: not readable as CSV in UTF-8 ({error}); save or download the file again."
+        ) from error
+
+
+def read_pieces(text_columns, number_columns):
+    """Yield DATA_FILE in frames of 100,000 rows, each after its file; the index of a row is its number there."""
     files = [DATA_FILE] if Path(DATA_FILE).is_file() else sorted(glob.glob(DATA_FILE))
     if not files:
         raise InputError(f"No file {DATA_FILE}: correct DATA_FILE in build_embeddings.py.")
     for file in files:
-        place = f"{file}, line 1"
-        open_text = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(Path(file).suffix, open)
-        try:
-            with open_text(file, "rt", encoding="utf-8-sig", newline="") as text:
-                reader = csv.reader(text, strict=True)
-                header = next(filter(None, reader), [])
-                pick = itemgetter(*find_columns(columns, header, file))
-                place = f"{file}, line {reader.line_num + 1}"
-                for cells in reader:
-                    if cells and len(cells) != len(header):
-                        raise InputError(
-                            f"{place}: {len(cells)} cells where the header has {len(header)}; "
-                            "correct the line, and put quotes around a cell that holds a comma."
-                        )
-                    if cells:
-                        yield place, *pick(cells)
-                    place = f"{file}, line {reader.line_num + 1}"
-        except (csv.Error, OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error) as error:
-            raise InputError(f"{place}, or near it: not readable as CSV in UTF-8 ({error}); save or download the file again.") from error
+        lines = read_lines(file)
+        _, header = next(lines, (1, []))
+        check_header(header, [*text_columns, *number_columns], file)
+        deque(lines, maxlen=0)  # looks at every row, because pandas is silent about one with too few cells
+        with open_text(file) as text:
+            pieces = pd.read_csv(
+                text,
+                usecols=[*text_columns, *number_columns],
+                index_col=False,
+                dtype=dict.fromkeys(text_columns, object),  # "category" would take 01 and 1 for one number
+                keep_default_na=False,
+                na_values=dict.fromkeys(number_columns, MISSING_NUMBERS),
+                low_memory=False,
+                chunksize=100_000,
+            )
+            for piece in pieces:
+                yield file, piece
+
+
+def find_cell(file, row, column):
+    """Return where a cell stands, as in "flights.csv, line 7", and its text in the file."""
+    lines = read_lines(file)
+    _, header = next(lines)
+    line, cells = next(islice(lines, row, None))
+    return f"{file}, line {line}", cells[header.index(column)]
 
 
 def to_numbers(cells):
     """Return a Series of cells as float64: NaN where missing, infinite where it is no number that float32 can hold."""
-    missing = cells.isna() | cells.isin(MISSING_NUMBERS)
-    numbers = pd.to_numeric(cells.where(~missing), errors="coerce").to_numpy("float64", copy=True)
-    numbers[~missing & ~(np.abs(numbers) <= np.finfo("float32").max)] = np.inf
+    numbers = pd.to_numeric(cells, errors="coerce").to_numpy("float64", copy=True)
+    odd = np.flatnonzero(~(np.abs(numbers) <= np.finfo("float32").max))
+    missing = cells.iloc[odd].isna() | cells.iloc[odd].isin(MISSING_NUMBERS)
+    numbers[odd] = np.where(missing, np.nan, np.inf)
     return numbers
 
 
@@ -214,32 +246,31 @@ def read_table(text_columns, number_columns):
     Numbers are float32, NaN where missing; the target of a regression is float64. Text becomes codes piece by piece, so
     that it is never in memory as a whole. Raises InputError for a table that cannot be read as it is meant.
     """
-    columns = [*text_columns, *number_columns]
     codes = {column: defaultdict(count().__next__) for column in text_columns}  # text -> its code, in the order of appearance
     # arrays of int32, float64 or float32 that grow in their place: no second copy
-    table = {column: array("i" if column in codes else "d" if column == TARGET_COLUMN else "f") for column in columns}
-    without_target, rows = [], read_rows(columns)
-    while piece := list(islice(rows, PIECE_ROWS)):
-        places, *cells = zip(*piece)
-        for column, texts in zip(columns, cells):
+    kinds = {column: "d" if column == TARGET_COLUMN else "f" for column in number_columns} | dict.fromkeys(text_columns, "i")
+    table, without_target = {column: array(kind) for column, kind in kinds.items()}, []
+    for file, piece in read_pieces(text_columns, number_columns):
+        for column, cells in piece.items():
             if column in codes:
-                values, missing = np.fromiter(map(codes[column].__getitem__, texts), "int32", len(texts)), [""]
+                values = np.fromiter(map(codes[column].__getitem__, cells), "int32", len(cells))
             else:
-                values, missing = to_numbers(pd.Series(texts, dtype=object)), MISSING_NUMBERS
+                values = to_numbers(cells.astype(str) if cells.dtype == bool else cells)
                 if np.isinf(values).any():
-                    row = np.argmax(np.isinf(values))
+                    place, text = find_cell(file, piece.index[np.argmax(np.isinf(values))], column)
                     raise InputError(
-                        f"{places[row]}: column {column!r} holds {texts[row][:50]!r}, which is not a number that can be used; "
+                        f"{place}: column {column!r} holds {text[:50]!r}, which is not a number that can be used; "
                         "correct it, leave it empty if it is missing, or make the column categorical."
                     )
             if column == TARGET_COLUMN:
-                without_target += [place for place, text in zip(places, texts) if text in missing]
-            table[column].frombytes(values.astype(table[column].typecode).tobytes())
+                without_target += [(file, row) for row in piece.index[(cells == "") | (values != values)]]
+            table[column].frombytes(values.astype(kinds[column]).tobytes())
     row_count = len(table[TARGET_COLUMN])
     if row_count < 20:
         raise InputError(f"{DATA_FILE} has {row_count} rows below its header; 20 are the fewest that can be split in three.")
     if without_target:
-        raise InputError(f"{without_target[0]}: no {TARGET_COLUMN!r}, as in {len(without_target):,} rows in all; remove these rows.")
+        place, _ = find_cell(*without_target[0], TARGET_COLUMN)
+        raise InputError(f"{place}: no {TARGET_COLUMN!r}, as in {len(without_target):,} rows in all; remove these rows.")
     for column, cells in table.items():
         table[column] = np.frombuffer(cells, cells.typecode)
         if column in codes:
@@ -256,18 +287,18 @@ def split_rows(row_count, order=None):
     order, if given, is a Categorical with the text of SPLIT_COLUMN: its largest values, numbers or dates, are held out,
     equal values in one part. Both scripts call this on the same rows and so get the same parts.
     """
-    if order is None:
-        rank = np.random.default_rng(SEED).permutation(row_count)
-    else:
-        texts = pd.Series(order.categories)
-        values = pd.to_numeric(texts, errors="coerce")
-        if values.isna().all():
-            values = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=True)
-        if values.isna().any():
-            wrong = texts[values.isna()].iloc[0][:50]
-            raise InputError(f"SPLIT_COLUMN {SPLIT_COLUMN!r} needs numbers or dates like 2026-01-31, none missing, but has {wrong!r}.")
-        rank = values.rank(method="dense").to_numpy("int64")[order.codes]
     tenth = row_count // 10
+    if order is None:
+        part = np.repeat(np.array([TRAINING, VALIDATION, TEST], "int8"), [row_count - 2 * tenth, tenth, tenth])
+        return np.random.default_rng(SEED).permutation(part)
+    texts = pd.Series(order.categories)
+    values = pd.to_numeric(texts, errors="coerce")
+    if values.isna().all():
+        values = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=True)
+    if values.isna().any():
+        wrong = texts[values.isna()].iloc[0][:50]
+        raise InputError(f"SPLIT_COLUMN {SPLIT_COLUMN!r} needs numbers or dates like 2026-01-31, none missing, but has {wrong!r}.")
+    rank = values.rank(method="dense").to_numpy("int64")[order.codes]
     first_held_out = np.sort(rank)[[row_count - 2 * tenth, row_count - tenth]]
     part = np.searchsorted(first_held_out, rank, side="right").astype("int8")
     if len(np.unique(part)) < 3:
