@@ -164,13 +164,14 @@ def boost(ids, numbers, target, training, validation, test):
     """
     few, many = [c for c in ids if c.max() <= 254], [c for c in ids if c.max() > 254]
     encoder = TargetEncoder(target_type="continuous" if base.TASK == "regression" else base.TASK)
-    features = []
-    for rows in (training, validation, test):
+
+    def features(rows, fit=False):
         columns = [np.where(column[rows] > 0, column[rows], np.nan) for column in few] + [column[rows] for column in numbers]
         if many:
             cells = base.gather(many, rows)
-            columns.append(encoder.transform(cells) if features else encoder.fit_transform(cells, target[rows]))
-        features.append(np.column_stack(columns))
+            columns.append(encoder.fit_transform(cells, target[rows]) if fit else encoder.transform(cells))
+        return np.column_stack(columns)
+
     kind = HistGradientBoostingRegressor if base.TASK == "regression" else HistGradientBoostingClassifier
     booster = kind(
         max_iter=1000,
@@ -179,10 +180,9 @@ def boost(ids, numbers, target, training, validation, test):
         categorical_features=np.arange(len(few)),
         random_state=base.SEED,
     )
-    booster.fit(features[0], target[training], X_val=features[1], y_val=target[validation])
-    if base.TASK == "regression":
-        return booster.predict(features[2])
-    answers = booster.predict_proba(features[2])
+    booster.fit(features(training, fit=True), target[training], X_val=features(validation), y_val=target[validation])
+    answer = booster.predict if base.TASK == "regression" else booster.predict_proba
+    answers = np.concatenate([answer(features(rows)) for rows in np.array_split(test, 1 + len(test) // 1_000_000)])
     return answers[:, 1] if base.TASK == "binary" else answers
 
 

@@ -539,7 +539,7 @@ def train(model, inputs, target, part, recipe, learning_rate):
     error = "mse" if TASK == "regression" else loss
     model.compile(optimizer, loss, metrics=[error], steps_per_execution=16, jit_compile=False if tf else "auto")  # XLA: no tf.unique
     one_round = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: setattr(model, "stop_training", True))
-    rounds, held_out = shuffled_rounds(training, recipe.round_rows), gather_all(sample(validation, 1_000_000))
+    rounds, held_out = shuffled_rounds(training, recipe.round_rows), gather_all(sample(validation, 200_000))
     errors, last_error, best = [], np.inf, model.get_weights()
     for end in np.cumsum(recipe.cycles):
         while len(errors) < end:
@@ -731,7 +731,7 @@ def main():
         if PROCESS:
             return  # the first one reports and saves
 
-        test, validation = np.flatnonzero(part == TEST), sample(np.flatnonzero(part == VALIDATION), 1_000_000)
+        test, validation = np.flatnonzero(part == TEST), sample(np.flatnonzero(part == VALIDATION), 200_000)
         figures = score(target[test], answer(model, [ids], test), target_info)
         if TASK == "regression":  # what the vectors alone leave of the target's standard deviation
             error = metrics.root_mean_squared_error(target[validation], answer(model, [ids], validation))

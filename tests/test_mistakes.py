@@ -63,6 +63,7 @@ TABLES = [
     ("text for a list", TEXT, {"CATEGORICAL_COLUMNS": "cd"}, "CATEGORICAL_COLUMNS list"),
     ("TASK misspelt", TEXT, {"TASK": "regresion"}, "TASK 'regresion' 'regression'"),
     ("text as a regression target", cells("y", "high"), {}, "line 5 'y' 'high'"),
+    ("text after 100,000 rows", "\n".join([LINES[0], '"a\nb",left,1,2', *LINES[1:] * 1700, "k1,left,1,high"]), {}, "line 102004 'y' 'high'"),
     ("a regression target missing", cells("y", ""), {}, "line 5 'y' 1"),
     ("three targets missing", column("y", [7.5, 8, None] * 3 + list(range(51))), {}, "line 4 3 'y'"),
     ("an infinite target", cells("y", "inf"), {}, "line 5 'y' 'inf'"),
