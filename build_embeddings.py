@@ -306,6 +306,11 @@ def split_rows(row_count, order=None):
     return part
 
 
+def rows_of_parts(part):
+    """Return the numbers of the training, validation and test rows, int32."""
+    return [np.flatnonzero(part == which).astype("int32") for which in (TRAINING, VALIDATION, TEST)]
+
+
 def read_target(table, part):
     """Return the target as the network is trained on it, and a dict of what turns its answers back.
 
@@ -514,14 +519,13 @@ def gaussian_loss(target, answers):
     return ops.log(ops.mean(ops.square(target - answers)) + keras.config.epsilon()) / 2
 
 
-def train(model, inputs, target, part, recipe, learning_rate):
+def train(model, inputs, target, training, validation, recipe, learning_rate):
     """Fit a model on the training rows and return it with the weights of its best round on the validation rows.
 
     In each cycle of rounds the learning rate falls to zero along half a cosine (Loshchilov and Hutter 2017,
     arXiv:1608.03983); the first that ends hardly better than the one before is the last: noise needs few, exactness many.
     inputs: a list of lists of columns; rows are gathered for one round at a time. Raises InputError where training diverges.
     """
-    training, validation = (np.flatnonzero(part == p).astype("int32") for p in (TRAINING, VALIDATION))
     batch_size, share = recipe.batch_size, recipe.batch_size // PROCESSES
 
     def gather_all(rows):
@@ -717,7 +721,8 @@ def main():
         print("Embeddings")
         stems = file_stems(CATEGORICAL_COLUMNS)
         vocabularies = {column: build_vocabulary(table[column], part) for column in CATEGORICAL_COLUMNS}
-        width, row_count = max(map(len, CATEGORICAL_COLUMNS)), np.sum(part == TRAINING)
+        training, validation, test = rows_of_parts(part)
+        width, row_count = max(map(len, CATEGORICAL_COLUMNS)), len(training)
         for column, vocabulary in vocabularies.items():
             cardinality = len(vocabulary) - 1
             doubt = " (hardly a category twice: its vectors will not generalise)" if cardinality > row_count / 4 else ""
@@ -727,14 +732,14 @@ def main():
             ids = [row_numbers(table.pop(column), vocabularies[column]) for column in CATEGORICAL_COLUMNS]
             recipe = choose_recipe(row_count, EPOCHS, 600_000)
             model = build_model(vocabularies, target_info, recipe)
-            model = train(model, [ids], target, part, recipe, LEARNING_RATE)
+            model = train(model, [ids], target, training, validation, recipe, LEARNING_RATE)
         if PROCESS:
             return  # the first one reports and saves
 
-        test, validation = np.flatnonzero(part == TEST), sample(np.flatnonzero(part == VALIDATION), 200_000)
         figures = score(target[test], answer(model, [ids], test), target_info)
         if TASK == "regression":  # what the vectors alone leave of the target's standard deviation
-            error = metrics.root_mean_squared_error(target[validation], answer(model, [ids], validation))
+            held_out = sample(validation, 200_000)
+            error = metrics.root_mean_squared_error(target[held_out], answer(model, [ids], held_out))
             target_info["unexplained"] = min(1.0, float(error))
         print("Test", ", ".join(f"{name} {value:.4g}" for name, value in figures.items()), TARGET_COLUMN)
 
