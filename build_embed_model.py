@@ -122,7 +122,8 @@ def pair_effects(ids, cardinalities, target_info):
     Dense layers find what a category adds, but hardly what it adds beside one other category; these numbers can hold it
     (the wide part of Wide & Deep: Cheng et al. 2016, arXiv:1606.07792). The embeddings' prior keeps them at zero unless
     their rows say otherwise. Their unit is what the vectors alone leave unexplained of the target's standard deviation, so
-    that they do not drown a small remainder; with classes a third was measured. Taken are the pairs of the 16 columns with the most categories.
+    that they do not drown a small remainder; a third with classes, as measured. Taken are the pairs of the 16 columns with
+    the most categories.
     """
     columns = np.argsort(cardinalities)[::-1][:16]
     first, second = np.triu_indices(len(columns), 1)
