@@ -578,7 +578,9 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
 
 def answer(model, inputs, rows):
     """Return the mean of the members' answers for some rows, in the units of the network's target."""
-    return model.predict([gather(columns, rows) for columns in inputs], batch_size=8192, verbose=0).mean(axis=1)
+    pieces = np.array_split(rows, 1 + len(rows) // 1_000_000)
+    answers = [model.predict([gather(columns, piece) for columns in inputs], batch_size=8192, verbose=0) for piece in pieces]
+    return np.concatenate(answers).mean(axis=1)
 
 
 def score(target, answers, target_info):
