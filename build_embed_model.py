@@ -90,16 +90,19 @@ def embed_numbers(numbers, columns, training):
     training rows set the scales.
     """
     steps, features = 64, 12
-    known = (column[training] for column in columns)
-    known = (base.sample(column[~np.isnan(column)], 1_000_000).astype("float64") for column in known)
-    quantiles = np.stack([np.quantile(column, np.linspace(0, 1, 2049)) for column in known])
-    low, median, high = quantiles[:, 512 * np.arange(1, 4)].T
-    distinct = map(np.unique, quantiles)
-    rungs = np.stack([values[np.linspace(0, len(values) - 1, steps + 1).round().astype(int)] for values in distinct])
+    rungs, quartiles = [], []
+    for column in columns:
+        known = column[training]
+        known = base.sample(known[~np.isnan(known)], 1_000_000).astype("float64")
+        shares = np.linspace(0, 1, 1 + np.clip(len(known) // 100, steps, 2048))  # a hundred rows a step: fewer are learned by heart
+        distinct = np.unique(np.quantile(known, shares))
+        rungs.append(distinct[np.linspace(0, len(distinct) - 1, steps + 1).round().astype(int)])
+        quartiles.append(np.quantile(known, [0.25, 0.5, 0.75]))
+    rungs, (low, median, high) = np.array(rungs), np.transpose(quartiles)
     spread = np.where(high > low, high - low, np.maximum(high - rungs[:, 0], rungs[:, -1] - low))
     scale = 1 / np.where(spread > 0, spread, 1.0)
     rungs = (rungs - median[:, None]) * scale[:, None]
-    heights = 1 / np.where(np.diff(rungs) > 0, np.diff(rungs), 1.0)
+    heights = 1 / np.where(np.diff(rungs) > 1e-30, np.diff(rungs), 1.0)  # float32 ends at 1e38
     scaled = layers.Rescaling(scale.tolist(), offset=(-median * scale).tolist())(numbers)
     missing = ops.isnan(numbers)
     scaled = ops.clip(ops.where(missing, 0.0, scaled), -1e6, 1e6)  # a square must not overflow

@@ -29,7 +29,7 @@ import time
 import unicodedata
 import zlib
 from array import array
-from collections import defaultdict, deque, namedtuple
+from collections import defaultdict, namedtuple
 from contextlib import contextmanager
 from itertools import count, islice
 from pathlib import Path
@@ -157,7 +157,7 @@ def check_header(header, columns, file):
     """Raise InputError where one of the columns is not once in the header of a file."""
     header = [name for name in header if name]  # pandas invents a name for a column without one
     if not header:
-        raise InputError(f"{file} is empty; a table has a header and rows below it.")
+        raise InputError(f"{file} is empty or names no column; a table has a header and rows below it.")
     for column in columns:
         if column not in header:
             close = difflib.get_close_matches(column, header, n=1, cutoff=0)
@@ -199,7 +199,7 @@ def read_lines(file):
 
 
 def read_pieces(text_columns, number_columns):
-    """Yield DATA_FILE in frames of 100,000 rows, each after its file; the index of a row is its number there."""
+    """Yield DATA_FILE in frames of 32,768 rows, each after its file; the index of a row is its number there."""
     files = [DATA_FILE] if Path(DATA_FILE).is_file() else sorted(glob.glob(DATA_FILE))
     if not files:
         raise InputError(f"No file {DATA_FILE}: correct DATA_FILE in build_embeddings.py.")
@@ -207,7 +207,8 @@ def read_pieces(text_columns, number_columns):
         lines = read_lines(file)
         _, header = next(lines, (1, []))
         check_header(header, [*text_columns, *number_columns], file)
-        deque(lines, maxlen=0)  # looks at every row, because pandas is silent about one with too few cells
+        for _ in lines:
+            pass  # looks at every row, because pandas is silent about one with too few cells
         with open_text(file) as text:
             pieces = pd.read_csv(
                 text,
@@ -217,7 +218,7 @@ def read_pieces(text_columns, number_columns):
                 keep_default_na=False,
                 na_values=dict.fromkeys(number_columns, MISSING_NUMBERS),
                 low_memory=False,
-                chunksize=100_000,
+                chunksize=2**15,
             )
             for piece in pieces:
                 yield file, piece
@@ -255,7 +256,7 @@ def read_table(text_columns, number_columns):
             if column in codes:
                 values = np.fromiter(map(codes[column].__getitem__, cells), "int32", len(cells))
             else:
-                values = to_numbers(cells.astype(str) if cells.dtype == bool else cells)
+                values = to_numbers(cells.astype(str) if cells.dtype in (bool, object) else cells)
                 if np.isinf(values).any():
                     place, text = find_cell(file, piece.index[np.argmax(np.isinf(values))], column)
                     raise InputError(

@@ -91,6 +91,7 @@ NUMBERS = [
     ("infinite", cells("x", "-inf"), {}, "line 5 'x' '-inf'"),
     ("beyond float32", cells("x", "1e39"), {}, "line 5 'x' '1e39'"),
     ("1_000, which Python would read", cells("x", "1_000"), {}, "line 5 'x' '1_000'"),
+    ("truth values and a gap", column("x", [True, None, False] * 20), {}, "line 2 'x' 'True'"),
     ("all missing", column("x", ""), {}, "'x'"),
     # the same table with other rows: a figure on its test rows would be a leak
     ("a row fewer", "\n".join(LINES[:-1]) + "\n", {}, "other rows"),
@@ -226,7 +227,7 @@ def test_odd_numbers_wreck_nothing(pair, capsys, graphs):
     odd = {
         "constant": 5.0, "zero": 0.0, "missing but for one": [1.0] + [None] * 299, "huge": random.normal(size=300) * 1e30,
         "tiny": random.normal(size=300) * 1e-30, "outlier": [3e38] + [1.0] * 299, "largest": random.choice([-3.4e38, 3.4e38], 300),
-        "small steps far off": 1e9 + np.arange(300.0),
+        "small steps far off": 1e9 + np.arange(300.0), "next to nothing": random.choice([0.0, 1e-40, 1.0], 300),
     }  # fmt: skip
     one = pair(table.assign(**odd), {"EPOCHS": 8}, {"NUMERICAL_COLUMNS": ["x", *odd], "EPOCHS": 30}).run()
     figures = report(capsys.readouterr().out)
