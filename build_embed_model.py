@@ -189,7 +189,7 @@ def boost(ids, numbers, target, training, validation, test):
     )
     booster.fit(features(training, fit=True), target[training], X_val=features(validation), y_val=target[validation])
     answer = booster.predict if base.TASK == "regression" else booster.predict_proba
-    answers = np.concatenate([answer(features(rows)) for rows in np.array_split(test, 1 + len(test) // 1_000_000)])
+    answers = base.in_pieces(lambda rows: answer(features(rows)), test)
     return answers[:, 1] if base.TASK == "binary" else answers
 
 

@@ -203,16 +203,17 @@ def read_pieces(text_columns, number_columns):
     files = [DATA_FILE] if Path(DATA_FILE).is_file() else sorted(glob.glob(DATA_FILE))
     if not files:
         raise InputError(f"No file {DATA_FILE}: correct DATA_FILE in build_embeddings.py.")
+    columns = [*text_columns, *number_columns]
     for file in files:
         lines = read_lines(file)
         _, header = next(lines, (1, []))
-        check_header(header, [*text_columns, *number_columns], file)
+        check_header(header, columns, file)
         for _ in lines:
             pass  # looks at every row, because pandas is silent about one with too few cells
         with open_text(file) as text:
             pieces = pd.read_csv(
                 text,
-                usecols=[*text_columns, *number_columns],
+                usecols=columns,
                 index_col=False,
                 dtype=dict.fromkeys(text_columns, object),  # "category" would take 01 and 1 for one number
                 keep_default_na=False,
@@ -256,6 +257,7 @@ def read_table(text_columns, number_columns):
             if column in codes:
                 values = np.fromiter(map(codes[column].__getitem__, cells), "int32", len(cells))
             else:
+                # pandas reads True as a truth value, which would pass for the number 1
                 values = to_numbers(cells.astype(str) if cells.dtype in (bool, object) else cells)
                 if np.isinf(values).any():
                     place, text = find_cell(file, piece.index[np.argmax(np.isinf(values))], column)
@@ -264,7 +266,7 @@ def read_table(text_columns, number_columns):
                         "correct it, leave it empty if it is missing, or make the column categorical."
                     )
             if column == TARGET_COLUMN:
-                without_target += [(file, row) for row in piece.index[(cells == "") | (values != values)]]
+                without_target += [(file, row) for row in piece.index[(cells == "") | np.isnan(values)]]
             table[column].frombytes(values.astype(kinds[column]).tobytes())
     row_count = len(table[TARGET_COLUMN])
     if row_count < 20:
@@ -577,11 +579,18 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
 # Figures and files
 
 
+def in_pieces(function, rows):
+    """Return what a function answers for some rows, asked for a million at a time: what it gathers for them has to fit."""
+    return np.concatenate([function(piece) for piece in np.array_split(rows, 1 + len(rows) // 1_000_000)])
+
+
 def answer(model, inputs, rows):
     """Return the mean of the members' answers for some rows, in the units of the network's target."""
-    pieces = np.array_split(rows, 1 + len(rows) // 1_000_000)
-    answers = [model.predict([gather(columns, piece) for columns in inputs], batch_size=8192, verbose=0) for piece in pieces]
-    return np.concatenate(answers).mean(axis=1)
+
+    def predict(piece):
+        return model.predict([gather(columns, piece) for columns in inputs], batch_size=8192, verbose=0)
+
+    return in_pieces(predict, rows).mean(axis=1)
 
 
 def score(target, answers, target_info):
