@@ -479,6 +479,24 @@ def shuffled_rounds(rows, size):
         waiting = waiting[size:]
 
 
+def batches(inputs, target, size):
+    """Return inputs and target as fit takes them; on TensorFlow a dataset of their batches, and None.
+
+    Of arrays Keras makes a dataset that tunes itself, and TensorFlow 2.21 ends such a one at the tuner's next look only:
+    each call of fit, short or long, would take up to twice its time.
+    """
+    if not tf:
+        return inputs, target
+    rows = tf.nest.map_structure(tf.convert_to_tensor, (tuple(inputs), target))
+
+    def batch(begin):
+        return tf.nest.map_structure(lambda values: values[begin : begin + size], rows)
+
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return tf.data.Dataset.range(0, len(target), size).map(batch).with_options(options), None
+
+
 class SparseAdamW(keras.optimizers.AdamW):
     """AdamW with a Gaussian prior on embeddings; of one with 10,000 rows or more, only those in the batch are updated.
 
@@ -535,7 +553,7 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
         if keras.distribution.distribution():  # of whole batches, the part of this process
             rows = rows[: len(rows) // batch_size * batch_size].reshape(-1, PROCESSES, share)[:, PROCESS].ravel()
         answers = np.repeat(target[rows, None], recipe.members, axis=1)  # every member learns from every row
-        return [gather(columns, rows) for columns in inputs], answers
+        return batches([gather(columns, rows) for columns in inputs], answers, share)
 
     steps = recipe.round_rows // batch_size * recipe.cycles[0]
     schedule = keras.optimizers.schedules.CosineDecayRestarts(learning_rate, steps, t_mul=2.0)
@@ -580,15 +598,15 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
 
 
 def in_pieces(function, rows):
-    """Return what a function answers for some rows, asked for a million at a time: what it gathers for them has to fit."""
-    return np.concatenate([function(piece) for piece in np.array_split(rows, 1 + len(rows) // 1_000_000)])
+    """Return what a function answers for some rows, asked for a few thousand at a time."""
+    return np.concatenate([function(piece) for piece in np.array_split(rows, 1 + len(rows) // 8192)])
 
 
 def answer(model, inputs, rows):
     """Return the mean of the members' answers for some rows, in the units of the network's target."""
 
     def predict(piece):
-        return model.predict([gather(columns, piece) for columns in inputs], batch_size=8192, verbose=0)
+        return model.predict_on_batch([gather(columns, piece) for columns in inputs])
 
     return in_pieces(predict, rows).mean(axis=1)
 
