@@ -329,7 +329,9 @@ def predict(frame):
         column: read_cells(frame, column, load_embedding(column, run)[1] if kind.dtype == "string" else None)
         for column, kind in model.input.items()
     }
-    return model.predict(inputs, batch_size=8192, verbose=0) if len(frame) else np.empty((0, *model.output_shape[1:]))
+    if not len(frame):
+        return np.empty((0, *model.output_shape[1:]))
+    return model.predict(*base.batches(8192, inputs), batch_size=8192, verbose=0)
 
 
 def embed(frame):

@@ -479,22 +479,23 @@ def shuffled_rounds(rows, size):
         waiting = waiting[size:]
 
 
-def batches(inputs, target, size):
-    """Return inputs and target as fit takes them; on TensorFlow a dataset of their batches, and None.
+def batches(size, *arrays):
+    """Return inputs, or inputs and target, as fit and predict take them: on TensorFlow a dataset of their batches.
 
     Of arrays Keras makes a dataset that tunes itself, and TensorFlow 2.21 ends such a one at the tuner's next look only:
-    each call of fit, short or long, would take up to twice its time.
+    each call, short or long, would take up to twice its time.
     """
     if not tf:
-        return inputs, target
-    rows = tf.nest.map_structure(tf.convert_to_tensor, (tuple(inputs), target))
+        return arrays
+    rows = tf.nest.map_structure(tf.convert_to_tensor, arrays)
 
     def batch(begin):
         return tf.nest.map_structure(lambda values: values[begin : begin + size], rows)
 
     options = tf.data.Options()
     options.autotune.enabled = False
-    return tf.data.Dataset.range(0, len(target), size).map(batch).with_options(options), None
+    begins = tf.data.Dataset.range(0, len(tf.nest.flatten(rows)[0]), size)
+    return (begins.map(batch).with_options(options),)
 
 
 class SparseAdamW(keras.optimizers.AdamW):
@@ -553,7 +554,7 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
         if keras.distribution.distribution():  # of whole batches, the part of this process
             rows = rows[: len(rows) // batch_size * batch_size].reshape(-1, PROCESSES, share)[:, PROCESS].ravel()
         answers = np.repeat(target[rows, None], recipe.members, axis=1)  # every member learns from every row
-        return batches([gather(columns, rows) for columns in inputs], answers, share)
+        return batches(share, tuple(gather(columns, rows) for columns in inputs), answers)
 
     steps = recipe.round_rows // batch_size * recipe.cycles[0]
     schedule = keras.optimizers.schedules.CosineDecayRestarts(learning_rate, steps, t_mul=2.0)
