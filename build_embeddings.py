@@ -660,7 +660,6 @@ def file_stems(columns):
 def locked_folder():
     """Yield EMBEDDINGS_DIR, held by this run alone, with an empty folder .saving in it for the files to come."""
     folder = Path(EMBEDDINGS_DIR)
-    new = folder / ".saving"
     if PROCESS:  # the first one holds it for all
         yield folder
         return
@@ -673,32 +672,31 @@ def locked_folder():
             raise InputError(f"Another run is using {folder}/: wait for its end, or set another EMBEDDINGS_DIR.") from error
         finish_saving(folder)
         read_run(folder)  # a damaged file must not be found after hours of training
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir()
+        (folder / ".saving").mkdir()
         try:
             yield folder
         finally:
-            shutil.rmtree(new, ignore_errors=True)
+            finish_saving(folder)
 
 
 def save_run(folder, run):
     """Let the files in .saving, with run.json, take the place of the last run's: all of them or, if stopped, none."""
-    names = {file.name for file in (folder / ".saving").iterdir()}
-    run["files"] = sorted({*run.get("files", []), *names})
-    (folder / ".saving/run.json").write_text(json.dumps(run, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.rename(folder / ".saving", folder / ".saved")  # from here on the new run counts, and the next start finishes it
+    new = folder / ".saving"
+    run["files"] = sorted({*run.get("files", []), *(file.name for file in new.iterdir())})
+    (new / ".run").write_text(json.dumps(run, indent=1, ensure_ascii=False), encoding="utf-8")
+    os.rename(new / ".run", new / "run.json")  # from here on the new run counts, and the next start finishes it
     finish_saving(folder)
 
 
 def finish_saving(folder):
-    """Move the files of a complete run from .saved to their places and remove those of the run before; run.json last."""
-    saved = folder / ".saved"
-    if (saved / "run.json").exists():
-        for name in set(read_run(folder).get("files", [])) - set(read_run(saved)["files"]):
+    """Move the files of a complete run from .saving to their places, run.json last, and remove those that are no longer any."""
+    new = folder / ".saving"
+    if (new / "run.json").exists():
+        for name in set(read_run(folder).get("files", [])) - set(read_run(new)["files"]):
             (folder / name).unlink(missing_ok=True)
-        for file in sorted(saved.iterdir(), key=lambda file: file.name == "run.json"):
+        for file in sorted(new.iterdir(), key=lambda file: file.name == "run.json"):
             os.replace(file, folder / file.name)
-    shutil.rmtree(saved, ignore_errors=True)
+    shutil.rmtree(new, ignore_errors=True)
 
 
 def read_run(folder):
