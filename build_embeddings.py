@@ -357,10 +357,10 @@ def load_rows(categorical_columns, numerical_columns):
         target, target_info = read_target(table, part)
         counts = np.bincount(part)
         print(f"  {row_count:,} rows: {counts[0]:,} train, {counts[1]:,} validation, {counts[2]:,} test")
-    settings = [TARGET_COLUMN, TASK, LOG_TARGET, SPLIT_COLUMN, SEED]
-    cells = {column: fingerprint(pd.Series(table[column])) for column in [*categorical_columns, TARGET_COLUMN]}
+    rows = {f"cells of {column}": fingerprint(pd.Series(table[column])) for column in [*categorical_columns, TARGET_COLUMN]}
+    rows |= {"settings": [TARGET_COLUMN, TASK, LOG_TARGET, SPLIT_COLUMN, SEED], "split": fingerprint(pd.Series(part))}
     del table[TARGET_COLUMN]
-    return table, part, target, target_info, {"settings": settings, "split": fingerprint(pd.Series(part)), "cells": cells}
+    return table, part, target, target_info, rows
 
 
 def build_vocabulary(column, part):
