@@ -295,17 +295,13 @@ def read_cells(frame, column, vocabulary=None):
 
 
 @functools.lru_cache(maxsize=1)
-def load_model(file, run_file_time):
-    """Return the saved model and what run.json says of it; loaded once, and again after another run.
-
-    Raises base.InputError where there is no model, or another than the run saved.
-    """
-    run = base.read_run(file.parent)
+def load_model(file, checksum):
+    """Return the saved model with this checksum, loaded once; raises base.InputError where there is none, or another."""
     try:
-        if hashlib.sha256(file.read_bytes()).hexdigest() != run["model"]:
+        if hashlib.sha256(file.read_bytes()).hexdigest() != checksum:
             raise ValueError("it is not the one that this run saved")
-        return keras.models.load_model(file, safe_mode=True), run
-    except (OSError, ValueError, KeyError) as error:
+        return keras.models.load_model(file, safe_mode=True)
+    except (OSError, ValueError) as error:
         raise base.InputError(f"{file} cannot be used ({error}): run build_embeddings.py, then build_embed_model.py.") from error
 
 
@@ -315,9 +311,8 @@ def predict(frame):
     Regression: float64 (rows,), in the target's units. Binary: the probability of the class that is last when sorted.
     Multiclass: (rows, classes), classes sorted. Other columns than the model's are ignored. Raises base.InputError.
     """
-    folder = Path(base.EMBEDDINGS_DIR)
-    time = (folder / "run.json").stat().st_mtime_ns if (folder / "run.json").exists() else 0
-    model, run = load_model(folder / MODEL_FILE, time)
+    run = base.read_run(base.EMBEDDINGS_DIR)
+    model = load_model(Path(base.EMBEDDINGS_DIR, MODEL_FILE), run.get("model"))
     inputs = {
         column: read_cells(frame, column, load_embedding(column, run)[1] if kind.dtype == "string" else None)
         for column, kind in model.input.items()
