@@ -272,18 +272,18 @@ def read_cells(frame, column, vocabulary=None):
     if column not in frame:
         raise base.InputError(f"The frame has no column {column!r}, which the model needs.")
     cells = frame[column].astype(object).reset_index(drop=True)
-    present = cells.notna()
     if vocabulary is None:
         numbers = base.to_numbers(cells)
         if np.isinf(numbers).any():
             raise base.InputError(f"Column {column!r} holds {cells[np.isinf(numbers)].iloc[0]!r}, which is not a number.")
         return numbers.astype("float32")
-    known = vocabulary["category"][1:]
+    known, present = vocabulary["category"][1:], cells.notna()
+    kind = pd.api.types.infer_dtype(cells[present])
     remedy = f"read the file with dtype={{{column!r}: str}}, keep_default_na=False"
     if not present.all() and known.isin(READ_AS_MISSING).any():
         raise base.InputError(f"Missing cells of column {column!r} may have been text such as 'NA': {remedy}.")
-    if present.any() and not cells[present].map(type).eq(str).all():
-        values = known.str.lower().replace({"true": 1, "false": 0}) if pd.api.types.infer_dtype(cells) == "boolean" else known
+    if kind not in ("string", "empty"):
+        values = known.str.lower().replace({"true": 1, "false": 0}) if kind == "boolean" else known
         by_value = pd.Series(known.to_numpy(), index=pd.to_numeric(values, errors="coerce"))
         by_value = by_value[by_value.index.notna()]
         numbers = pd.to_numeric(cells, errors="coerce") + 0  # truth values become 1 and 0
