@@ -732,9 +732,7 @@ def write_projector(folder, embeddings, stems):
 def print_nearest(weights, vocabulary, column, width):
     """Print the nearest categories, by cosine similarity, of the most frequent ones of a column; '?': too few rows."""
     names = vocabulary["category"].map(label) + np.where(vocabulary["count"] < 20, "?", "")
-    directions = weights / np.maximum(np.linalg.norm(weights, axis=1, keepdims=True), 1e-12)
-    for row in (1, 2, 3):
-        similarity = directions @ directions[row]
+    for row, similarity in enumerate(metrics.pairwise.cosine_similarity(weights[1:4], weights), 1):
         similarity[[0, row]] = -np.inf
         found = ", ".join(f"{names[i]} {similarity[i]:.2f}" for i in np.argsort(-similarity)[:4])
         print(f"  {column if row == 1 else '':<{width}}  {names[row]} ({vocabulary['count'][row]:,} rows): {found}")
