@@ -162,7 +162,7 @@ def boost(ids, numbers, target, training, validation, test):
     encoder = TargetEncoder(target_type="continuous" if base.TASK == "regression" else base.TASK)
 
     def features(rows, fit=False):
-        columns = [np.where(column[rows] > 0, column[rows], np.nan) for column in few] + [column[rows] for column in numbers]
+        columns = [column[rows] for column in few + numbers]  # row 0, in no training row, is as good as missing to the booster
         if many:
             cells = base.gather(many, rows)
             columns.append(encoder.fit_transform(cells, target[rows]) if fit else encoder.transform(cells))
