@@ -352,11 +352,10 @@ def load_rows(categorical_columns, numerical_columns):
         text_columns.append(SPLIT_COLUMN)
     with stage(f"Reading {DATA_FILE}", clock=True):
         table = read_table(text_columns, number_columns)
-        row_count = len(table[TARGET_COLUMN])
-        part = split_rows(row_count, table[SPLIT_COLUMN] if SPLIT_COLUMN else None)
+        part = split_rows(len(table[TARGET_COLUMN]), table.get(SPLIT_COLUMN))
         target, target_info = read_target(table, part)
-        counts = np.bincount(part)
-        print(f"  {row_count:,} rows: {counts[0]:,} train, {counts[1]:,} validation, {counts[2]:,} test")
+        training, validation, test = np.bincount(part)
+        print(f"  {len(part):,} rows: {training:,} train, {validation:,} validation, {test:,} test")
     rows = {f"cells of {column}": fingerprint(pd.Series(table[column])) for column in [*categorical_columns, TARGET_COLUMN]}
     rows |= {"settings": [TARGET_COLUMN, TASK, LOG_TARGET, SPLIT_COLUMN, SEED], "split": fingerprint(pd.Series(part))}
     del table[TARGET_COLUMN]
