@@ -365,6 +365,7 @@ def load_rows(categorical_columns, numerical_columns):
 def build_vocabulary(column, part):
     """Return a frame (category, count) of the categories in the training rows, the most frequent first, after row 0."""
     counts = column[part == TRAINING].value_counts()
+    counts.index = counts.index.astype(object)  # ties in the order of their text: that of the codes comes from all rows
     counts = counts[counts > 0].sort_index().sort_values(ascending=False, kind="stable")
     return pd.DataFrame({"category": [UNKNOWN, *counts.index], "count": [0, *counts]})
 
