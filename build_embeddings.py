@@ -551,8 +551,10 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
     batch_size, share = recipe.batch_size, recipe.batch_size // PROCESSES
 
     def gather_all(rows):
-        if keras.distribution.distribution():  # of whole batches, the part of this process
-            rows = rows[: len(rows) // batch_size * batch_size].reshape(-1, PROCESSES, share)[:, PROCESS].ravel()
+        if keras.distribution.distribution():  # of every batch the part of this process; the last one has to suit all devices
+            rows = rows[: len(rows) - len(rows) % len(keras.distribution.list_devices())]
+            parts = np.split(rows, range(batch_size, len(rows), batch_size))
+            rows = np.concatenate([np.split(part, PROCESSES)[PROCESS] for part in parts])
         answers = np.repeat(target[rows, None], recipe.members, axis=1)  # every member learns from every row
         return batches(share, tuple(gather(columns, rows) for columns in inputs), answers)
 

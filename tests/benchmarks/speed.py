@@ -27,7 +27,7 @@ import pandas as pd
 import tensorflow as tf
 
 CARDINALITIES = [12, 7, 19, 16, 3, 104, 3996, 128, 36, 7]
-ROWS, NUMBERS, STEPS = 262_144, 12, 128
+ROWS, NUMBERS, STEPS, PAIRS = 262_144, 12, 128, 2**18 - 5
 
 
 def products(shapes, batch):
@@ -49,7 +49,7 @@ def products(shapes, batch):
 
 
 def torch_steps(widths, batch, ids, numbers, target):
-    """Return a function that takes STEPS steps of the same network without the ladder, in PyTorch; None without PyTorch."""
+    """Return a function that takes STEPS steps of the same network in PyTorch, ladder and pairs included; None without PyTorch."""
     sys.modules.setdefault("triton", None)  # for GPUs only, and the CUDA build crashes on it beside TensorFlow
     try:
         import torch
@@ -61,7 +61,11 @@ def torch_steps(widths, batch, ids, numbers, target):
     edges, bends = torch.rand(NUMBERS, 64), torch.nn.Parameter(torch.randn(NUMBERS, 64, 12) / 8)
     first = sum(min(d, 8) for d in dims) + NUMBERS * 14
     dense = torch.nn.Sequential(torch.nn.Linear(first, widths[0]), torch.nn.ReLU(), torch.nn.Linear(*widths), torch.nn.ReLU(), torch.nn.Linear(widths[1], 1))
-    parameters = [*tables.parameters(), *squeeze.parameters(), *dense.parameters(), bends]
+    left, right = np.triu_indices(len(CARDINALITIES), 1)
+    pairs, random = torch.nn.Embedding(PAIRS, 1), np.random.default_rng(0)
+    torch.nn.init.zeros_(pairs.weight)
+    factors, offsets = (torch.from_numpy(random.integers(1, 10_000, len(left))) for _ in range(2))
+    parameters = [*pairs.parameters(), *tables.parameters(), *squeeze.parameters(), *dense.parameters(), bends]
     optimizer = torch.optim.AdamW(parameters, 1e-3, fused=True)
     ids, numbers, target = (torch.from_numpy(values) for values in (ids, numbers, target))
 
@@ -72,7 +76,8 @@ def torch_steps(widths, batch, ids, numbers, target):
             climbed = ((x[:, :, None] - edges) * 64).clamp(0, 1)
             bent = torch.einsum("rcs,csf->rcf", climbed, bends).relu().flatten(1)
             features = [s(t(i[:, k])) for k, (t, s) in enumerate(zip(tables, squeeze))]
-            loss = ((dense(torch.cat([*features, bent, x, x], 1)) - target[rows]) ** 2).mean().log() / 2
+            effects = pairs((i[:, left] * factors + i[:, right] + offsets) % PAIRS).sum(1)
+            loss = ((dense(torch.cat([*features, bent, x, x], 1)) + effects - target[rows]) ** 2).mean().log() / 2
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -140,15 +145,16 @@ def main():
     model = script.build_model(embeddings, numbers, rows, {"unexplained": 0.1}, recipe)
     optimizer = base.SparseAdamW(1e-3, 80 / len(rows), weight_decay=recipe.weight_decay)
     optimizer.exclude_from_weight_decay(var_names=["bias", "embeddings"])
-    model.compile(optimizer, base.gaussian_loss, steps_per_execution=16)
+    model.compile(optimizer, base.gaussian_loss, steps_per_execution=16, jit_compile=False)
     few = rows[: STEPS * recipe.batch_size]
-    batch = [base.gather(ids, few), base.gather(numbers, few)]
+    batch = (base.gather(ids, few), base.gather(numbers, few))
+    data = base.batches(recipe.batch_size, batch, target[few, None])
     features = next(layer for layer in model.layers if isinstance(layer, keras.layers.Dense) and layer.units == recipe.widths[0]).kernel.shape[0]
     squeezed = [(d.shape[1], 8) for d, _ in embeddings if d.shape[1] > 8]
     shapes = [(features, recipe.widths[0]), recipe.widths, (recipe.widths[1], 1), *squeezed]
 
     def fit():
-        model.fit(batch, target[few, None], batch_size=recipe.batch_size, verbose=0)
+        model.fit(*data, batch_size=recipe.batch_size, verbose=0)
 
     def ladder():
         return [bend() for _ in range(STEPS)]
