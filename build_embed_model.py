@@ -16,6 +16,7 @@ Better by Default (RealMLP), 2024, arXiv:2407.04491; Cheng et al., Wide & Deep L
 
 import functools
 import hashlib
+import itertools
 import warnings
 from pathlib import Path
 
@@ -108,31 +109,46 @@ def embed_numbers(numbers, columns, training):
     return layers.concatenate([layers.Flatten()(bends), clipped, ops.cast(missing, "float32")])
 
 
-def pair_effects(ids, cardinalities, target_info):
-    """Return what the pairs of its categories add to a row's answers, (rows, 1, outputs): one learned number for each pair.
+def pairs_that_repeat(ids, training):
+    """Return the pairs of columns, as positions in ids, whose pairs of categories are worth a number each.
+
+    In a sample of the training rows they come up twice or more on average: the number of one that comes up once would hold
+    that row by heart. And there are more of them than categories in either column: of a plane and its maker the plane says
+    all. Of more than 16 columns those with the most categories are taken.
+    """
+    cells = pd.DataFrame(base.gather(ids, base.sample(training, 250_000)))
+    columns = cells.nunique().nlargest(16)
+    pairs = []
+    for first, second in itertools.combinations(columns.index, 2):
+        count = len(cells[[first, second]].drop_duplicates())
+        if max(columns[first], columns[second]) < count <= len(cells) / 2:
+            pairs.append((first, second))
+    return pairs
+
+
+def pair_effects(ids, pairs, cardinalities, target_info):
+    """Return what pairs of its categories add to a row's answers, (rows, 1, outputs): one learned number for each pair.
 
     Dense layers find what a category adds, but hardly what it adds beside one other category; these numbers can hold it
     (the wide part of Wide & Deep: Cheng et al. 2016, arXiv:1606.07792). The embeddings' prior keeps them at zero unless
     their rows say otherwise. Their unit is what the vectors alone leave unexplained of the target's standard deviation, so
-    that they do not drown a small remainder; a third with classes, as measured. Taken are the pairs of the 16 columns with
-    the most categories.
+    that they do not drown a small remainder; a third with classes, as measured. pairs: those of pairs_that_repeat.
     """
-    columns = np.argsort(cardinalities)[::-1][:16]
-    first, second = np.triu_indices(len(columns), 1)
-    sizes = np.array(cardinalities)[columns] + 1
+    first, second = np.transpose(pairs)
+    sizes = np.array(cardinalities) + 1
     ends = np.cumsum(sizes[first] * sizes[second])
     count = min(int(ends[-1]), 2**18 - 5)  # a prime; of more pairs than this, some share a number
     offsets, factors = (-ends % count).astype("int32"), np.minimum(sizes[second], 104_729).astype("int32")
-    pairs = ops.take(ids, columns[first], axis=1) * factors + ops.take(ids, columns[second], axis=1) + offsets
+    numbers = ops.take(ids, first, axis=1) * factors + ops.take(ids, second, axis=1) + offsets
     effects = base.embedding_layer("pairs", count - 1, base.output_count(target_info), embeddings_initializer="zeros")
-    unit = 3 * target_info.get("unexplained", 1 / 3) / len(first) ** 0.5  # their sum does not grow with the pairs; 3 was measured
-    return ops.sum(effects(ops.mod(pairs, count)), axis=1, keepdims=True) * unit
+    unit = 3 * target_info.get("unexplained", 1 / 3) / len(pairs) ** 0.5  # their sum does not grow with the pairs; 3 was measured
+    return ops.sum(effects(ops.mod(numbers, count)), axis=1, keepdims=True) * unit
 
 
-def build_model(embeddings, numbers, training, target_info, recipe):
+def build_model(embeddings, ids, numbers, training, target_info, recipe):
     """Return the network: ids (rows, columns) int32 and, if any, numbers (rows, columns) -> answers of its members.
 
-    embeddings: (weights, vocabulary) of each column; numbers: the table's numerical columns.
+    embeddings: (weights, vocabulary) of each categorical column; ids and numbers: the table's columns.
     """
     inputs = [keras.Input((len(embeddings),), dtype="int32")]
     shown = base.hide_some(inputs[0])
@@ -146,9 +162,9 @@ def build_model(embeddings, numbers, training, target_info, recipe):
     if numbers:
         inputs.append(keras.Input((len(numbers),)))
         parts.append(embed_numbers(inputs[1], numbers, training))
-    effects = 0.0
-    if len(embeddings) > 1 and base.output_count(target_info) <= 20:  # the numbers of more classes would fill the memory
-        effects = pair_effects(shown, [len(weights) - 1 for weights, _ in embeddings], target_info)
+    pairs, effects = pairs_that_repeat(ids, training), 0.0
+    if pairs and base.output_count(target_info) <= 20:  # the numbers of more classes would fill the memory
+        effects = pair_effects(shown, pairs, [len(weights) - 1 for weights, _ in embeddings], target_info)
     return keras.Model(inputs, base.dense_layers(layers.concatenate(parts), target_info, recipe, effects))
 
 
@@ -230,7 +246,7 @@ def main():
 
         with base.stage(f"Training on {len(embeddings)} embeddings + {len(NUMERICAL_COLUMNS)} numerical columns"):
             recipe = base.choose_recipe(len(training), EPOCHS, 3_000_000)
-            model = build_model(embeddings, numbers, training, target_info, recipe)
+            model = build_model(embeddings, ids, numbers, training, target_info, recipe)
             inputs = [ids, numbers] if numbers else [ids]
             model = base.train(model, inputs, target, training, validation, recipe, LEARNING_RATE)
         if base.PROCESS:

@@ -499,7 +499,7 @@ def batches(size, *arrays):
 
 
 class SparseAdamW(keras.optimizers.AdamW):
-    """AdamW with a Gaussian prior on embeddings; of one with 10,000 rows or more, only those in the batch are updated.
+    """AdamW with a Gaussian prior on embeddings; of one with 500,000 numbers or more, only the rows in a batch are updated.
 
     The prior keeps a category close to the others unless its rows say otherwise, so that one with few rows is not learned
     by heart; the longer a vector, the narrower. prior: its slope for each number of a vector, in nats of the loss.
@@ -516,7 +516,7 @@ class SparseAdamW(keras.optimizers.AdamW):
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
         strength = self.prior * variable.shape[1] if self._trainable_variables[index].path.startswith("embedding_") else 0
-        if not hasattr(gradient, "indices") or variable.shape[0] < 10_000:
+        if not hasattr(gradient, "indices") or variable.shape[0] * variable.shape[1] < 500_000:
             gradient = ops.convert_to_tensor(gradient)
             return super().update_step(gradient + strength * variable if strength else gradient, variable, learning_rate)
         counts, velocities = self._momentums[index].value, self._velocities[index].value

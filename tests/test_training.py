@@ -37,12 +37,12 @@ def test_cycles_double(base):
 
 def test_a_step_changes_the_rows_of_the_batch_alone(base):
     """Two steps against NumPy: a category's gradients summed, the prior for every step since, no momentum."""
-    start, batches = np.random.default_rng(0).normal(size=(10_000, 2)).astype("float32"), [[1, 6, 1], [4, 1, 4]]
-    layer = base.embedding_layer(0, 9_999, 2, weights=[start])
+    start, batches = np.random.default_rng(0).normal(size=(250_000, 2)).astype("float32"), [[1, 6, 1], [4, 1, 4]]
+    layer = base.embedding_layer(0, 249_999, 2, weights=[start])
     inputs = keras.Input((), dtype="int32")
     model = keras.Model(inputs, keras.ops.sum(layer(inputs), axis=1))
     model.compile(base.SparseAdamW(0.1, prior=0.25, weight_decay=0.0), "mse")
-    expected, velocity, count, target = start.astype("float64"), np.zeros((10_000, 2)), np.zeros(10_000), np.float32([1, 2, 3])
+    expected, velocity, count, target = start.astype("float64"), np.zeros((250_000, 2)), np.zeros(250_000), np.float32([1, 2, 3])
     for step, ids in enumerate(batches, 1):
         model.train_on_batch(np.array(ids), target)
         gradient = np.zeros_like(expected)
@@ -71,12 +71,20 @@ def test_a_vector_with_few_rows_stays_close_to_zero(pair, graphs):
 def test_each_pair_of_categories_has_a_number_of_its_own(pair):
     one = pair(made_up())
     ids = keras.Input((3,), dtype="int32")
-    model = keras.Model(ids, one.model.pair_effects(ids, [30, 3, 50], {}))
+    model = keras.Model(ids, one.model.pair_effects(ids, [(0, 1), (2, 1), (0, 2)], [30, 3, 50], {}))
     rows = keras.Model(ids, model.get_layer("embedding_pairs").input)  # one for each pair of columns
     every = np.indices((31, 4, 51)).reshape(3, -1).T
     taken = [set(column) for column in rows.predict(every, verbose=0).T]
     assert sorted(map(len, taken)) == [31 * 4, 4 * 51, 31 * 51]
     assert set.union(*taken) == set(range(31 * 4 + 4 * 51 + 31 * 51)) == set(range(len(model.get_layer("embedding_pairs").get_weights()[0])))
+
+
+def test_pairs_that_cannot_be_learned_are_left_out(pair):
+    """Shop and weekday come up together again and again; shop and city tell no more than the shop, a ticket comes once."""
+    random, one = np.random.default_rng(0), pair(made_up())
+    shop, weekday, ticket = random.integers(0, 30, 5000), random.integers(0, 7, 5000), random.integers(0, 4000, 5000)
+    pairs = one.model.pairs_that_repeat([shop, weekday, shop % 5, ticket], np.arange(4000))
+    assert sorted(map(sorted, pairs)) == [[0, 1], [1, 2]]
 
 
 def test_what_two_categories_do_together_is_found(pair, capsys, graphs):
