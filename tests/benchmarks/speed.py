@@ -4,12 +4,13 @@
     python tests/benchmarks/speed.py          # a training step
     python tests/benchmarks/speed.py flights  # both scripts on the flights, stage by stage, and the boosters' time
 
-A step: the network of build_embed_model.py at its defaults for the flights, on made-up rows of the same shapes; medians of
+A step: the network of build_embed_model.py at its defaults, from a random start, on rows of the flights; medians of
 five repeats, taken in turn, in one process and with the same threads. The flights: once each; a booster's time to its best is
 the share of its time that its best round takes, ours the time to the first epoch that is as good on the validation rows.
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -23,11 +24,9 @@ import build_embed_model as script
 import build_embeddings as base
 import keras
 import numpy as np
-import pandas as pd
 import tensorflow as tf
 
-CARDINALITIES = [12, 7, 19, 16, 3, 104, 3996, 128, 36, 7]
-ROWS, NUMBERS, STEPS, PAIRS = 262_144, 12, 128, 2**18 - 5
+STEPS = 128
 
 
 def products(shapes, batch):
@@ -48,24 +47,24 @@ def products(shapes, batch):
     return lambda: [step() for _ in range(STEPS)]
 
 
-def torch_steps(widths, batch, ids, numbers, target):
+def torch_steps(widths, batch, ids, numbers, target, dims, sizes, pairs):
     """Return a function that takes STEPS steps of the same network in PyTorch, ladder and pairs included; None without PyTorch."""
     sys.modules.setdefault("triton", None)  # for GPUs only, and the CUDA build crashes on it beside TensorFlow
     try:
         import torch
     except ImportError:
         return None
-    dims = [max(2, min(c // 2, 50)) for c in CARDINALITIES]
-    tables = torch.nn.ModuleList(torch.nn.Embedding(c + 1, d) for c, d in zip(CARDINALITIES, dims))
+    tables = torch.nn.ModuleList(torch.nn.Embedding(size, d) for size, d in zip(sizes, dims))
     squeeze = torch.nn.ModuleList(torch.nn.Linear(d, 8, bias=False) if d > 8 else torch.nn.Identity() for d in dims)
-    edges, bends = torch.rand(NUMBERS, 64), torch.nn.Parameter(torch.randn(NUMBERS, 64, 12) / 8)
-    first = sum(min(d, 8) for d in dims) + NUMBERS * 14
+    columns = numbers.shape[1]
+    edges, bends = torch.rand(columns, 64), torch.nn.Parameter(torch.randn(columns, 64, 12) / 8)
+    first = sum(min(d, 8) for d in dims) + columns * 14
     dense = torch.nn.Sequential(torch.nn.Linear(first, widths[0]), torch.nn.ReLU(), torch.nn.Linear(*widths), torch.nn.ReLU(), torch.nn.Linear(widths[1], 1))
-    left, right = np.triu_indices(len(CARDINALITIES), 1)
-    pairs, random = torch.nn.Embedding(PAIRS, 1), np.random.default_rng(0)
-    torch.nn.init.zeros_(pairs.weight)
+    (left, right), count = np.transpose(pairs), 2**18 - 5
+    effects, random = torch.nn.Embedding(count, 1), np.random.default_rng(0)
+    torch.nn.init.zeros_(effects.weight)
     factors, offsets = (torch.from_numpy(random.integers(1, 10_000, len(left))) for _ in range(2))
-    parameters = [*pairs.parameters(), *tables.parameters(), *squeeze.parameters(), *dense.parameters(), bends]
+    parameters = [*effects.parameters(), *tables.parameters(), *squeeze.parameters(), *dense.parameters(), bends]
     optimizer = torch.optim.AdamW(parameters, 1e-3, fused=True)
     ids, numbers, target = (torch.from_numpy(values) for values in (ids, numbers, target))
 
@@ -76,8 +75,8 @@ def torch_steps(widths, batch, ids, numbers, target):
             climbed = ((x[:, :, None] - edges) * 64).clamp(0, 1)
             bent = torch.einsum("rcs,csf->rcf", climbed, bends).relu().flatten(1)
             features = [s(t(i[:, k])) for k, (t, s) in enumerate(zip(tables, squeeze))]
-            effects = pairs((i[:, left] * factors + i[:, right] + offsets) % PAIRS).sum(1)
-            loss = ((dense(torch.cat([*features, bent, x, x], 1)) + effects - target[rows]) ** 2).mean().log() / 2
+            added = effects((i[:, left] * factors + i[:, right] + offsets) % count).sum(1)
+            loss = ((dense(torch.cat([*features, bent, x, x], 1)) + added - target[rows]) ** 2).mean().log() / 2
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -134,15 +133,17 @@ def run_flights():
 
 def main():
     random = np.random.default_rng(0)
-    ids = [random.integers(0, c + 1, ROWS).astype("int32") for c in CARDINALITIES]
-    numbers = [random.normal(size=ROWS).astype("float32") for _ in range(NUMBERS)]
-    target, rows = random.normal(size=ROWS).astype("float32"), np.arange(ROWS)
-    recipe = base.choose_recipe(ROWS, None, 3_000_000)
-    embeddings = []
-    for c in CARDINALITIES:
-        vocabulary = pd.DataFrame({"category": [str(i) for i in range(c + 1)], "count": [0] + [ROWS // c] * c})
-        embeddings.append((random.normal(size=(c + 1, base.embedding_dim(c))).astype("float32"), vocabulary))
-    model = script.build_model(embeddings, numbers, rows, {"unexplained": 0.1}, recipe)
+    os.chdir(base.__file__.rpartition("/")[0])  # where DATA_FILE is
+    table, part, target, target_info, _ = base.load_rows(script.CATEGORICAL_COLUMNS, script.NUMERICAL_COLUMNS)
+    rows, *_ = base.rows_of_parts(part)
+    recipe, numbers = base.choose_recipe(len(rows), None, 3_000_000), [table[column] for column in script.NUMERICAL_COLUMNS]
+    ids, embeddings = [], []
+    for column in script.CATEGORICAL_COLUMNS:
+        vocabulary = base.build_vocabulary(table[column], part)
+        ids.append(base.row_numbers(table[column], vocabulary).astype("int32"))
+        size = len(vocabulary), base.embedding_dim(len(vocabulary) - 1)
+        embeddings.append((random.uniform(-0.05, 0.05, size).astype("float32"), vocabulary))
+    model = script.build_model(embeddings, ids, numbers, rows, {"unexplained": 0.1}, recipe)
     optimizer = base.SparseAdamW(1e-3, 80 / len(rows), weight_decay=recipe.weight_decay)
     optimizer.exclude_from_weight_decay(var_names=["bias", "embeddings"])
     model.compile(optimizer, base.gaussian_loss, steps_per_execution=16, jit_compile=False)
@@ -153,21 +154,23 @@ def main():
     squeezed = [(d.shape[1], 8) for d, _ in embeddings if d.shape[1] > 8]
     shapes = [(features, recipe.widths[0]), recipe.widths, (recipe.widths[1], 1), *squeezed]
 
+    shape = [w.shape[1] for w, _ in embeddings], [len(w) for w, _ in embeddings], script.pairs_that_repeat(ids, rows)
+
     def fit():
         model.fit(*data, batch_size=recipe.batch_size, verbose=0)
 
     def ladder():
         return [bend() for _ in range(STEPS)]
 
-    kernel = tf.constant(random.normal(size=(NUMBERS, 64, 12)).astype("float32"))
-    climbed = tf.constant(random.normal(size=(NUMBERS, recipe.batch_size, 64)).astype("float32"))
-    bent = tf.constant(random.normal(size=(NUMBERS, recipe.batch_size, 12)).astype("float32"))
+    kernel = tf.constant(random.normal(size=(len(numbers), 64, 12)).astype("float32"))
+    climbed = tf.constant(random.normal(size=(len(numbers), recipe.batch_size, 64)).astype("float32"))
+    bent = tf.constant(random.normal(size=(len(numbers), recipe.batch_size, 12)).astype("float32"))
     bend = tf.function(lambda: tf.reduce_sum((climbed @ kernel)[:, 0, 0]) + tf.reduce_sum(tf.matmul(climbed, bent, transpose_a=True)[:, 0, 0]))
     what = {
         "training, Keras": fit,
         "bare products of the dense layers": products(shapes, recipe.batch_size),
         "bare products of the numbers' ladders": ladder,
-        "training, PyTorch": torch_steps(recipe.widths, recipe.batch_size, batch[0], batch[1], target[few, None]),
+        "training, PyTorch": torch_steps(recipe.widths, recipe.batch_size, *batch, target[few, None], *shape),
     }
     what = {name: function for name, function in what.items() if function}
     seconds = {name: [] for name in what}
