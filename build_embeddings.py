@@ -487,7 +487,8 @@ def batches(size, *arrays):
     """
     if not tf:
         return arrays
-    rows = tf.nest.map_structure(tf.convert_to_tensor, arrays)
+    with tf.device("CPU"):  # where datasets work, whatever trains
+        rows = tf.nest.map_structure(tf.convert_to_tensor, arrays)
 
     def batch(begin):
         return tf.nest.map_structure(lambda values: values[begin : begin + size], rows)
