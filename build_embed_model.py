@@ -162,9 +162,9 @@ def build_model(embeddings, ids, numbers, training, target_info, recipe):
     if numbers:
         inputs.append(keras.Input((len(numbers),)))
         parts.append(embed_numbers(inputs[1], numbers, training))
-    pairs, effects = pairs_that_repeat(ids, training), 0.0
-    if pairs and base.output_count(target_info) <= 20:  # the numbers of more classes would fill the memory
-        effects = pair_effects(shown, pairs, [len(weights) - 1 for weights, _ in embeddings], target_info)
+    # with more than 20 classes the pairs' numbers would fill the memory
+    pairs = pairs_that_repeat(ids, training) if base.output_count(target_info) <= 20 else []
+    effects = pair_effects(shown, pairs, [len(weights) - 1 for weights, _ in embeddings], target_info) if pairs else 0.0
     return keras.Model(inputs, base.dense_layers(layers.concatenate(parts), target_info, recipe, effects))
 
 
