@@ -133,8 +133,8 @@ def run_flights():
 
 def main():
     random = np.random.default_rng(0)
-    os.chdir(base.__file__.rpartition("/")[0])  # where DATA_FILE is
-    table, part, target, target_info, _ = base.load_rows(script.CATEGORICAL_COLUMNS, script.NUMERICAL_COLUMNS)
+    os.chdir(Path(base.__file__).parent)  # where DATA_FILE is
+    table, part, target, *_ = base.load_rows(script.CATEGORICAL_COLUMNS, script.NUMERICAL_COLUMNS)
     rows, *_ = base.rows_of_parts(part)
     recipe, numbers = base.choose_recipe(len(rows), None, 3_000_000), [table[column] for column in script.NUMERICAL_COLUMNS]
     ids, embeddings = [], []
@@ -153,8 +153,8 @@ def main():
     features = next(layer for layer in model.layers if isinstance(layer, keras.layers.Dense) and layer.units == recipe.widths[0]).kernel.shape[0]
     squeezed = [(d.shape[1], 8) for d, _ in embeddings if d.shape[1] > 8]
     shapes = [(features, recipe.widths[0]), recipe.widths, (recipe.widths[1], 1), *squeezed]
-
-    shape = [w.shape[1] for w, _ in embeddings], [len(w) for w, _ in embeddings], script.pairs_that_repeat(ids, rows)
+    sizes, dims = np.transpose([weights.shape for weights, _ in embeddings]).tolist()
+    pairs = script.pairs_that_repeat(ids, rows)
 
     def fit():
         model.fit(*data, batch_size=recipe.batch_size, verbose=0)
@@ -170,7 +170,7 @@ def main():
         "training, Keras": fit,
         "bare products of the dense layers": products(shapes, recipe.batch_size),
         "bare products of the numbers' ladders": ladder,
-        "training, PyTorch": torch_steps(recipe.widths, recipe.batch_size, *batch, target[few, None], *shape),
+        "training, PyTorch": torch_steps(recipe.widths, recipe.batch_size, *batch, target[few, None], dims, sizes, pairs),
     }
     what = {name: function for name, function in what.items() if function}
     seconds = {name: [] for name in what}
