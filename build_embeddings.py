@@ -75,7 +75,7 @@ SEED = 0  # another seed: other random rows held out, other random starts
 # ----------------------------------------------------------------------------------------------------------------------
 
 TRAINING, VALIDATION, TEST = 0, 1, 2  # the parts into which split_rows divides the table
-Recipe = namedtuple("Recipe", "batch_size round_rows cycles members widths weight_decay")
+Recipe = namedtuple("Recipe", "batch_size round_rows cycles members widths")
 HIDDEN = 0.002  # the share of cells hidden while training: row 0 learns what to say of an unknown category, and little is lost
 UNKNOWN = "<unknown>"  # how row 0 is called in the vocabulary file; it is found by its place, never by this name
 MISSING_NUMBERS = ["", "NA", "NaN", "nan"]  # in numerical columns; in categorical ones they are text like any other
@@ -393,11 +393,11 @@ def choose_recipe(row_count, epochs, rows_to_see):
     passes = 1 if epochs else 2 ** int(np.clip(np.log2(10_000 / row_count), 0, 2))
     pieces = -(-row_count // 1_000_000)
     round_rows = -(-row_count * passes // (pieces * batch_size)) * batch_size
-    most = epochs or np.clip(rows_to_see / row_count, 3, 250)
+    most = epochs or np.clip(rows_to_see / row_count, 3, 252)
     lengths = np.array([most])  # of the cycles, in epochs
-    network = {"members": 1, "widths": (512, 256), "weight_decay": 0.05}
+    network = {"members": 1, "widths": (512, 256)}
     if row_count < 100_000:  # so few rows would be learned by heart: the fewer, the more members of a smaller network
-        network = {"members": int(np.clip(2048 // batch_size, 8, 32)), "widths": (256, 128), "weight_decay": 0.2}
+        network = {"members": int(np.clip(2048 // batch_size, 8, 32)), "widths": (256, 128)}
         if not epochs:
             doubling = 4 * 2 ** np.arange(6)
             lengths = doubling[np.cumsum(doubling) <= most]
@@ -499,24 +499,30 @@ def batches(size, *arrays):
     return (begins.map(batch).with_options(options),)
 
 
-class SparseAdamW(keras.optimizers.AdamW):
-    """AdamW with a Gaussian prior on embeddings; of one with 500,000 numbers or more, only the rows in a batch are updated.
+class SparseAdam(keras.optimizers.Adam):
+    """Adam with a Gaussian prior on all weights but biases; of an embedding with 500,000 numbers or more, only the rows in a
+    batch are updated.
 
     The prior keeps a category close to the others unless its rows say otherwise, so that one with few rows is not learned
-    by heart; the longer a vector, the narrower. prior: its slope for each number of a vector, in nats of the loss.
+    by heart, and a network plain unless all of them do. It is in nats, as the loss is of each row: the more rows and the less
+    noise, the weaker it is beside them. The longer a vector and the more inputs of a unit, the narrower. row_count: training rows.
 
-    Updating those alone lets a step cost the same at any cardinality. They have no momentum, which would be that of a batch
-    long ago; in its place stands in how many steps a row came up. Only TensorFlow tells which rows those are; on other
-    backends, and for smaller embeddings, AdamW updates all of them, whose vectors have less noise.
+    Updating looked-up rows alone lets a step cost the same at any cardinality. They have no momentum, which would be that of a
+    batch long ago; in its place stands in how many steps a row came up. Only TensorFlow tells which rows those are; on other
+    backends, and for smaller embeddings, Adam updates all of them, whose vectors have less noise.
     """
 
-    def __init__(self, learning_rate, prior, **settings):
+    def __init__(self, learning_rate, row_count, **settings):
         super().__init__(learning_rate, **settings)
-        self.prior = prior
+        self.row_count = row_count
 
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
-        strength = self.prior * variable.shape[1] if self._trainable_variables[index].path.startswith("embedding_") else 0
+        path, strength = self._trainable_variables[index].path, 0
+        if path.startswith("embedding_"):
+            strength = 80 / self.row_count * variable.shape[1]  # this strength and the next were measured
+        elif path.endswith("kernel"):
+            strength = 0.015 / self.row_count * variable.shape[-2]
         if not hasattr(gradient, "indices") or variable.shape[0] * variable.shape[1] < 500_000:
             gradient = ops.convert_to_tensor(gradient)
             return super().update_step(gradient + strength * variable if strength else gradient, variable, learning_rate)
@@ -561,15 +567,14 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
 
     steps = recipe.round_rows // batch_size * recipe.cycles[0]
     schedule = keras.optimizers.schedules.CosineDecayRestarts(learning_rate, steps, t_mul=2.0)
-    prior = 2 * 40 / len(training)  # the slope of 40 / rows times a vector's squared length; 40 was measured
-    optimizer = SparseAdamW(schedule, prior, weight_decay=recipe.weight_decay)
-    optimizer.exclude_from_weight_decay(var_names=["bias", "embeddings"])
     loss = {"regression": gaussian_loss, "binary": "binary_crossentropy", "multiclass": "sparse_categorical_crossentropy"}[TASK]
     error = "mse" if TASK == "regression" else loss
-    model.compile(optimizer, loss, metrics=[error], steps_per_execution=16, jit_compile=False if tf else "auto")  # XLA: no tf.unique
+    optimizer = SparseAdam(schedule, len(training))
+    jit_compile = False if tf else "auto"  # XLA has no tf.unique
+    model.compile(optimizer, loss, metrics=[error], steps_per_execution=16, jit_compile=jit_compile)
     one_round = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: setattr(model, "stop_training", True))
     rounds, held_out = shuffled_rounds(training, recipe.round_rows), gather_all(sample(validation, 200_000))
-    errors, last_error, best = [], np.inf, model.get_weights()
+    errors, last_error, best = [], np.inf, []
     for end in np.cumsum(recipe.cycles):
         while len(errors) < end:
             history = model.fit(
@@ -589,7 +594,7 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
         if not errors[-1] < 0.999 * last_error:
             break
         last_error = errors[-1]
-    if not all(np.isfinite(values).all() for values in [errors, *model.get_weights()]):
+    if not all(np.isfinite(values).all() for values in [errors, *best]):
         raise InputError("Training diverged: lower LEARNING_RATE, or look for extreme values in the table.")
     if keras.distribution.distribution():
         keras.distribution.set_distribution(None)
