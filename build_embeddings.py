@@ -75,7 +75,7 @@ SEED = 0  # another seed: other random rows held out, other random starts
 # ----------------------------------------------------------------------------------------------------------------------
 
 TRAINING, VALIDATION, TEST = 0, 1, 2  # the parts into which split_rows divides the table
-Recipe = namedtuple("Recipe", "batch_size round_rows cycles members widths")
+Recipe = namedtuple("Recipe", "batch_size round_rows cycles members widths weight_decay")
 HIDDEN = 0.002  # the share of cells hidden while training: row 0 learns what to say of an unknown category, and little is lost
 UNKNOWN = "<unknown>"  # how row 0 is called in the vocabulary file; it is found by its place, never by this name
 MISSING_NUMBERS = ["", "NA", "NaN", "nan"]  # in numerical columns; in categorical ones they are text like any other
@@ -395,6 +395,7 @@ def choose_recipe(row_count, epochs, rows_to_see):
     round_rows = -(-row_count * passes // (pieces * batch_size)) * batch_size
     most = epochs or np.clip(rows_to_see / row_count, 3, 252)
     lengths = np.array([most])  # of the cycles, in epochs
+    weight_decay = 0.05 * np.clip(50_000 / row_count, 1, 4)  # of the dense layers
     network = {"members": 1, "widths": (512, 256)}
     if row_count < 100_000:  # so few rows would be learned by heart: the fewer, the more members of a smaller network
         network = {"members": int(np.clip(2048 // batch_size, 8, 32)), "widths": (256, 128)}
@@ -402,7 +403,7 @@ def choose_recipe(row_count, epochs, rows_to_see):
             doubling = 4 * 2 ** np.arange(6)
             lengths = doubling[np.cumsum(doubling) <= most]
     cycles = np.maximum(1, lengths * pieces / passes).astype(int)
-    return Recipe(batch_size=batch_size, round_rows=round_rows, cycles=cycles, **network)
+    return Recipe(batch_size=batch_size, round_rows=round_rows, cycles=cycles, weight_decay=weight_decay, **network)
 
 
 def embedding_layer(name, cardinality, dim, **settings):
@@ -499,30 +500,24 @@ def batches(size, *arrays):
     return (begins.map(batch).with_options(options),)
 
 
-class SparseAdam(keras.optimizers.Adam):
-    """Adam with a Gaussian prior on all weights but biases; of an embedding with 500,000 numbers or more, only the rows in a
-    batch are updated.
+class SparseAdamW(keras.optimizers.AdamW):
+    """AdamW with a Gaussian prior on embeddings; of one with 500,000 numbers or more, only the rows in a batch are updated.
 
     The prior keeps a category close to the others unless its rows say otherwise, so that one with few rows is not learned
-    by heart, and a network plain unless all of them do. It is in nats, as the loss is of each row: the more rows and the less
-    noise, the weaker it is beside them. The longer a vector and the more inputs of a unit, the narrower. row_count: training rows.
+    by heart; the longer a vector, the narrower. prior: its slope for each number of a vector, in nats of the loss.
 
-    Updating looked-up rows alone lets a step cost the same at any cardinality. They have no momentum, which would be that of a
-    batch long ago; in its place stands in how many steps a row came up. Only TensorFlow tells which rows those are; on other
-    backends, and for smaller embeddings, Adam updates all of them, whose vectors have less noise.
+    Updating those alone lets a step cost the same at any cardinality. They have no momentum, which would be that of a batch
+    long ago; in its place stands in how many steps a row came up. Only TensorFlow tells which rows those are; on other
+    backends, and for smaller embeddings, AdamW updates all of them, whose vectors have less noise.
     """
 
-    def __init__(self, learning_rate, row_count, **settings):
+    def __init__(self, learning_rate, prior, **settings):
         super().__init__(learning_rate, **settings)
-        self.row_count = row_count
+        self.prior = prior
 
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
-        path, strength = self._trainable_variables[index].path, 0
-        if path.startswith("embedding_"):
-            strength = 80 / self.row_count * variable.shape[1]  # this strength and the next were measured
-        elif path.endswith("kernel"):
-            strength = 0.015 / self.row_count * variable.shape[-2]
+        strength = self.prior * variable.shape[1] if self._trainable_variables[index].path.startswith("embedding_") else 0
         if not hasattr(gradient, "indices") or variable.shape[0] * variable.shape[1] < 500_000:
             gradient = ops.convert_to_tensor(gradient)
             return super().update_step(gradient + strength * variable if strength else gradient, variable, learning_rate)
@@ -567,11 +562,12 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
 
     steps = recipe.round_rows // batch_size * recipe.cycles[0]
     schedule = keras.optimizers.schedules.CosineDecayRestarts(learning_rate, steps, t_mul=2.0)
+    prior = 2 * 40 / len(training)  # the slope of 40 / rows times a vector's squared length; 40 was measured
+    optimizer = SparseAdamW(schedule, prior, weight_decay=recipe.weight_decay)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "embeddings"])
     loss = {"regression": gaussian_loss, "binary": "binary_crossentropy", "multiclass": "sparse_categorical_crossentropy"}[TASK]
     error = "mse" if TASK == "regression" else loss
-    optimizer = SparseAdam(schedule, len(training))
-    jit_compile = False if tf else "auto"  # XLA has no tf.unique
-    model.compile(optimizer, loss, metrics=[error], steps_per_execution=16, jit_compile=jit_compile)
+    model.compile(optimizer, loss, metrics=[error], steps_per_execution=16, jit_compile=False if tf else "auto")  # XLA: no tf.unique
     one_round = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: setattr(model, "stop_training", True))
     rounds, held_out = shuffled_rounds(training, recipe.round_rows), gather_all(sample(validation, 200_000))
     errors, last_error, best = [], np.inf, []

@@ -65,7 +65,7 @@ def torch_steps(widths, batch, ids, numbers, target, dims, sizes, pairs):
     torch.nn.init.zeros_(effects.weight)
     factors, offsets = (torch.from_numpy(random.integers(1, 10_000, len(left))) for _ in range(2))
     parameters = [*effects.parameters(), *tables.parameters(), *squeeze.parameters(), *dense.parameters(), bends]
-    optimizer = torch.optim.Adam(parameters, 1e-3, fused=True)
+    optimizer = torch.optim.AdamW(parameters, 1e-3, fused=True)
     ids, numbers, target = (torch.from_numpy(values) for values in (ids, numbers, target))
 
     def steps():
@@ -144,7 +144,9 @@ def main():
         size = len(vocabulary), base.embedding_dim(len(vocabulary) - 1)
         embeddings.append((random.uniform(-0.05, 0.05, size).astype("float32"), vocabulary))
     model = script.build_model(embeddings, ids, numbers, rows, {"unexplained": 0.1}, recipe)
-    model.compile(base.SparseAdam(1e-3, len(rows)), base.gaussian_loss, steps_per_execution=16, jit_compile=False)
+    optimizer = base.SparseAdamW(1e-3, 80 / len(rows), weight_decay=recipe.weight_decay)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "embeddings"])
+    model.compile(optimizer, base.gaussian_loss, steps_per_execution=16, jit_compile=False)
     few = rows[: STEPS * recipe.batch_size]
     batch = (base.gather(ids, few), base.gather(numbers, few))
     data = base.batches(recipe.batch_size, batch, target[few, None])
