@@ -393,7 +393,7 @@ def choose_recipe(row_count, epochs, rows_to_see):
     passes = 1 if epochs else 2 ** int(np.clip(np.log2(10_000 / row_count), 0, 2))
     pieces = -(-row_count // 1_000_000)
     round_rows = -(-row_count * passes // (pieces * batch_size)) * batch_size
-    most = epochs or np.clip(rows_to_see / row_count, 3, 252)
+    most = epochs or np.clip(rows_to_see / row_count, 3, 250)
     lengths = np.array([most])  # of the cycles, in epochs
     weight_decay = 0.05 * np.clip(50_000 / row_count, 1, 4)  # of the dense layers
     network = {"members": 1, "widths": (512, 256)}
