@@ -145,15 +145,15 @@ def pair_effects(ids, pairs, cardinalities, target_info):
     return ops.sum(effects(ops.mod(numbers, count)), axis=1, keepdims=True) * unit
 
 
-def build_model(embeddings, ids, numbers, training, target_info, recipe):
+def build_model(matrices, ids, numbers, training, target_info, recipe):
     """Return the network: ids (rows, columns) int32 and, if any, numbers (rows, columns) -> answers of its members.
 
-    embeddings: (weights, vocabulary) of each categorical column; ids and numbers: the table's columns.
+    matrices: the saved weights of each categorical column; ids and numbers: the table's columns.
     """
-    inputs = [keras.Input((len(embeddings),), dtype="int32")]
+    inputs = [keras.Input((len(matrices),), dtype="int32")]
     shown = base.hide_some(inputs[0])
     parts = []
-    for i, (weights, _) in enumerate(embeddings):
+    for i, weights in enumerate(matrices):
         cardinality, dim = len(weights) - 1, weights.shape[1]
         layer = base.embedding_layer(i, cardinality, dim, weights=[weights], trainable=TRAIN_EMBEDDINGS)
         vectors = layer(shown[:, i])
@@ -164,7 +164,7 @@ def build_model(embeddings, ids, numbers, training, target_info, recipe):
         parts.append(embed_numbers(inputs[1], numbers, training))
     # with more than 20 classes the pairs' numbers would fill the memory
     pairs = pairs_that_repeat(ids, training) if base.output_count(target_info) <= 20 else []
-    effects = pair_effects(shown, pairs, [len(weights) - 1 for weights, _ in embeddings], target_info) if pairs else 0.0
+    effects = pair_effects(shown, pairs, [len(weights) - 1 for weights in matrices], target_info) if pairs else 0.0
     return keras.Model(inputs, base.dense_layers(layers.concatenate(parts), target_info, recipe, effects))
 
 
@@ -198,7 +198,7 @@ def boost(ids, numbers, target, training, validation, test):
     return answers[:, 1] if base.TASK == "binary" else answers
 
 
-def raw_model(model, embeddings, target_info):
+def raw_model(model, vocabularies, target_info):
     """Wrap a trained model so that it takes raw columns, a dict of text and numbers, and answers in the target's units."""
     columns = [*CATEGORICAL_COLUMNS, *NUMERICAL_COLUMNS]
     # operations bear names such as "mean", and what begins with a digit is no identifier: no two inputs share a name
@@ -208,7 +208,7 @@ def raw_model(model, embeddings, target_info):
     ids = [
         # the layer's own word for unknown must not be a category: longer than every category, it cannot be one
         layers.StringLookup(vocabulary=list(words), oov_token="?" * (1 + words.str.len().max()))(inputs[column])
-        for column, words in zip(CATEGORICAL_COLUMNS, (vocabulary["category"][1:] for _, vocabulary in embeddings))
+        for column, words in zip(CATEGORICAL_COLUMNS, (vocabulary["category"][1:] for vocabulary in vocabularies))
     ]
     stacked = [ops.cast(ops.stack(ids, axis=1), "int32")]
     if NUMERICAL_COLUMNS:
@@ -229,7 +229,7 @@ def main():
     with base.locked_folder() as folder:
         print(f"Loading embeddings from {folder}/")
         run = base.read_run(folder)
-        embeddings = [load_embedding(column, run) for column in CATEGORICAL_COLUMNS]
+        matrices, vocabularies = zip(*(load_embedding(column, run) for column in CATEGORICAL_COLUMNS))
         table, part, target, _, rows = base.load_rows(CATEGORICAL_COLUMNS, NUMERICAL_COLUMNS)
         if not rows.items() <= run["rows"].items():
             raise base.InputError(
@@ -238,15 +238,16 @@ def main():
             )
         target_info = run["target"]
         training, validation, test = base.rows_of_parts(part)
-        ids = [base.row_numbers(table.pop(c), vocabulary) for c, (_, vocabulary) in zip(CATEGORICAL_COLUMNS, embeddings)]
+        ids = [base.row_numbers(table.pop(column), words) for column, words in zip(CATEGORICAL_COLUMNS, vocabularies)]
         numbers = [table.pop(column) for column in NUMERICAL_COLUMNS]
         for column, values in zip(NUMERICAL_COLUMNS, numbers):
             if np.isnan(values[training]).all():
                 raise base.InputError(f"Column {column!r} has no number in the training rows: take it off NUMERICAL_COLUMNS.")
 
-        with base.stage(f"Training on {len(embeddings)} embeddings + {len(NUMERICAL_COLUMNS)} numerical columns"):
+        with base.stage(f"Training on {len(matrices)} embeddings + {len(NUMERICAL_COLUMNS)} numerical columns"):
             recipe = base.choose_recipe(len(training), EPOCHS, 3_000_000)
-            model = build_model(embeddings, ids, numbers, training, target_info, recipe)
+            model = build_model(matrices, ids, numbers, training, target_info, recipe)
+            del matrices  # the model has a copy
             inputs = [ids, numbers] if numbers else [ids]
             model = base.train(model, inputs, target, training, validation, recipe, LEARNING_RATE)
         if base.PROCESS:
@@ -269,8 +270,9 @@ def main():
         print(f"{title:<58}", *(f"{name:>14}" for name in report[base.ALONE]), f"  ({base.TARGET_COLUMN})")
         for name, figures in report.items():
             print(f"  {name:<56}", *(f"{figure:>14.4g}" for figure in figures.values()))
+        del ids, numbers, inputs  # their memory serves to save a large model
         file = folder / ".saving" / MODEL_FILE
-        raw_model(model, embeddings, target_info).save(file)
+        raw_model(model, vocabularies, target_info).save(file)
         base.save_run(folder, {**run, "test": report, "model": hashlib.sha256(file.read_bytes()).hexdigest()})
         print(f"Saved {folder / MODEL_FILE}")
 

@@ -595,6 +595,8 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
     if keras.distribution.distribution():
         keras.distribution.set_distribution(None)
         model = keras.models.clone_model(keras.Model(model.inputs, model.outputs[0]))
+    elif errors[-1] == min(errors):
+        return model  # as nearly always, since the rate fell to zero: saves a copy
     model.set_weights(best)
     return model
 

@@ -137,13 +137,13 @@ def main():
     table, part, target, *_ = base.load_rows(script.CATEGORICAL_COLUMNS, script.NUMERICAL_COLUMNS)
     rows, *_ = base.rows_of_parts(part)
     recipe, numbers = base.choose_recipe(len(rows), None, 3_000_000), [table[column] for column in script.NUMERICAL_COLUMNS]
-    ids, embeddings = [], []
+    ids, matrices = [], []
     for column in script.CATEGORICAL_COLUMNS:
         vocabulary = base.build_vocabulary(table[column], part)
         ids.append(base.row_numbers(table[column], vocabulary).astype("int32"))
         size = len(vocabulary), base.embedding_dim(len(vocabulary) - 1)
-        embeddings.append((random.uniform(-0.05, 0.05, size).astype("float32"), vocabulary))
-    model = script.build_model(embeddings, ids, numbers, rows, {"unexplained": 0.1}, recipe)
+        matrices.append(random.uniform(-0.05, 0.05, size).astype("float32"))
+    model = script.build_model(matrices, ids, numbers, rows, {"unexplained": 0.1}, recipe)
     optimizer = base.SparseAdamW(1e-3, 80 / len(rows), weight_decay=recipe.weight_decay)
     optimizer.exclude_from_weight_decay(var_names=["bias", "embeddings"])
     model.compile(optimizer, base.gaussian_loss, steps_per_execution=16, jit_compile=False)
