@@ -565,13 +565,8 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
     prior = 2 * 40 / len(training)  # the slope of 40 / rows times a vector's squared length; 40 was measured
     optimizer = SparseAdamW(schedule, prior, weight_decay=recipe.weight_decay)
     optimizer.exclude_from_weight_decay(var_names=["bias", "embeddings"])
-    names = {"regression": "mse", "binary": "binary_crossentropy", "multiclass": "sparse_categorical_crossentropy"}
-    measure = keras.losses.get(names[TASK])
-
-    def error(target, answers):  # that of the members' mean, which goes on falling when each alone has begun to overfit
-        return measure(target[:, :1], ops.mean(answers, axis=1, keepdims=True))
-
-    loss = gaussian_loss if TASK == "regression" else measure
+    loss = {"regression": gaussian_loss, "binary": "binary_crossentropy", "multiclass": "sparse_categorical_crossentropy"}[TASK]
+    error = "mse" if TASK == "regression" else loss
     model.compile(optimizer, loss, metrics=[error], steps_per_execution=16, jit_compile=False if tf else "auto")  # XLA: no tf.unique
     one_round = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: setattr(model, "stop_training", True))
     rounds, held_out = shuffled_rounds(training, recipe.round_rows), gather_all(sample(validation, 200_000))
@@ -589,7 +584,7 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
                 callbacks=[one_round],
                 verbose=1 if sys.stdout.isatty() else 2,
             ).history
-            errors += history["val_error"]
+            errors += history[f"val_{error}"]
             if errors[-1] <= min(errors):
                 best = model.get_weights()
         if not errors[-1] < 0.999 * last_error:

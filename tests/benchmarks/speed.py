@@ -116,7 +116,7 @@ def run_flights():
         boosting = [t for t, line in lines if line.startswith("Gradient") or line.startswith("Test figures")]
         print(f"| {file} |", " | ".join(f"{s:.1f}" for s in np.diff([0, *times])), f"| {sum(np.diff(boosting)):.1f} | {lines[-1][0]:.1f} |")
     print("\n".join(line for _, line in runs[1][-8:]))
-    epochs = [(t, std * float(found[1]) ** 0.5) for t, line in runs[1] if (found := re.search(r"val_error: (\S+)", line))]
+    epochs = [(t, std * float(found[1]) ** 0.5) for t, line in runs[1] if (found := re.search(r"val_mse: (\S+)", line))]
     before = runs[0][-1][0]
 
     train, validation, _ = split_table(read_csv(settings), base.SEED)
