@@ -548,6 +548,7 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
 
     In each cycle of rounds the learning rate falls to zero along half a cosine (Loshchilov and Hutter 2017,
     arXiv:1608.03983); the first that ends hardly better than the one before is the last: noise needs few, exactness many.
+    Of several cycles the last rounds alone can be the best: among many rounds on the way one always is, by luck.
     inputs: a list of lists of columns; rows are gathered for one round at a time. Raises InputError where training diverges.
     """
     batch_size, share = recipe.batch_size, recipe.batch_size // PROCESSES
@@ -570,7 +571,7 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
     model.compile(optimizer, loss, metrics=[error], steps_per_execution=16, jit_compile=False if tf else "auto")  # XLA: no tf.unique
     one_round = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: setattr(model, "stop_training", True))
     rounds, held_out = shuffled_rounds(training, recipe.round_rows), gather_all(sample(validation, 200_000))
-    errors, last_error, best = [], np.inf, []
+    errors, candidates, best = [], [], []
     for end in np.cumsum(recipe.cycles):
         while len(errors) < end:
             history = model.fit(
@@ -585,17 +586,18 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
                 verbose=1 if sys.stdout.isatty() else 2,
             ).history
             errors += history[f"val_{error}"]
-            if errors[-1] <= min(errors):
-                best = model.get_weights()
-        if not errors[-1] < 0.999 * last_error:
+            if len(errors) == end or len(recipe.cycles) == 1:
+                candidates.append(errors[-1])
+                if errors[-1] <= min(candidates):
+                    best = model.get_weights()
+        if not errors[-1] < 0.999 * min(candidates[:-1], default=np.inf):
             break
-        last_error = errors[-1]
     if not all(np.isfinite(values).all() for values in [errors, *best]):
         raise InputError("Training diverged: lower LEARNING_RATE, or look for extreme values in the table.")
     if keras.distribution.distribution():
         keras.distribution.set_distribution(None)
         model = keras.models.clone_model(keras.Model(model.inputs, model.outputs[0]))
-    elif errors[-1] == min(errors):
+    elif errors[-1] == min(candidates):
         return model  # as nearly always, since the rate fell to zero: saves a copy
     model.set_weights(best)
     return model
