@@ -229,13 +229,14 @@ def main():
     with base.locked_folder() as folder:
         print(f"Loading embeddings from {folder}/")
         run = base.read_run(folder)
-        matrices, vocabularies = zip(*(load_embedding(column, run) for column in CATEGORICAL_COLUMNS))
+        embeddings = [load_embedding(column, run) for column in CATEGORICAL_COLUMNS]
         table, part, target, _, rows = base.load_rows(CATEGORICAL_COLUMNS, NUMERICAL_COLUMNS)
         if not rows.items() <= run["rows"].items():
             raise base.InputError(
                 f"{folder}/ was learned from other rows or settings than those of {base.DATA_FILE} now, so test rows may "
                 "have been trained on: run build_embeddings.py again."
             )
+        matrices, vocabularies = zip(*embeddings)
         target_info = run["target"]
         training, validation, test = base.rows_of_parts(part)
         ids = [base.row_numbers(table.pop(column), words) for column, words in zip(CATEGORICAL_COLUMNS, vocabularies)]
@@ -247,7 +248,7 @@ def main():
         with base.stage(f"Training on {len(matrices)} embeddings + {len(NUMERICAL_COLUMNS)} numerical columns"):
             recipe = base.choose_recipe(len(training), EPOCHS, 3_000_000)
             model = build_model(matrices, ids, numbers, training, target_info, recipe)
-            del matrices  # the model has a copy
+            del embeddings, matrices  # the model has a copy
             inputs = [ids, numbers] if numbers else [ids]
             model = base.train(model, inputs, target, training, validation, recipe, LEARNING_RATE)
         if base.PROCESS:
