@@ -151,9 +151,9 @@ def main():
     batch = (base.gather(ids, few), base.gather(numbers, few))
     data = base.batches(recipe.batch_size, batch, target[few, None])
     features = next(layer for layer in model.layers if isinstance(layer, keras.layers.Dense) and layer.units == recipe.widths[0]).kernel.shape[0]
-    squeezed = [(d.shape[1], 8) for d, _ in embeddings if d.shape[1] > 8]
+    squeezed = [(d.shape[1], 8) for d in matrices if d.shape[1] > 8]
     shapes = [(features, recipe.widths[0]), recipe.widths, (recipe.widths[1], 1), *squeezed]
-    sizes, dims = np.transpose([weights.shape for weights, _ in embeddings]).tolist()
+    sizes, dims = np.transpose([weights.shape for weights in matrices]).tolist()
     pairs = script.pairs_that_repeat(ids, rows)
 
     def fit():
