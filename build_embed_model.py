@@ -239,7 +239,7 @@ def main():
         matrices, vocabularies = zip(*embeddings)
         target_info = run["target"]
         training, validation, test = base.rows_of_parts(part)
-        ids = [base.row_numbers(table.pop(column), words) for column, words in zip(CATEGORICAL_COLUMNS, vocabularies)]
+        ids = [base.row_numbers(table.pop(c), vocabulary) for c, vocabulary in zip(CATEGORICAL_COLUMNS, vocabularies)]
         numbers = [table.pop(column) for column in NUMERICAL_COLUMNS]
         for column, values in zip(NUMERICAL_COLUMNS, numbers):
             if np.isnan(values[training]).all():

@@ -501,10 +501,10 @@ def batches(size, *arrays):
 
 
 class SparseAdamW(keras.optimizers.AdamW):
-    """AdamW with a Gaussian prior on embeddings; of one with 500,000 numbers or more, only the rows in a batch are updated.
+    """AdamW with a prior on embeddings, not the decay; of one with 500,000 numbers or more, only a batch's rows are updated.
 
-    The prior keeps a category close to the others unless its rows say otherwise, so that one with few rows is not learned
-    by heart; the longer a vector, the narrower. prior: its slope for each number of a vector, in nats of the loss.
+    The prior, a Gaussian, keeps a category close to the others unless its rows say otherwise, so that one with few rows is
+    not learned by heart; the longer a vector, the narrower. prior: its slope for each number of a vector, in nats of the loss.
 
     Updating those alone lets a step cost the same at any cardinality. They have no momentum, which would be that of a batch
     long ago; in its place stands in how many steps a row came up. Only TensorFlow tells which rows those are; on other
@@ -513,6 +513,7 @@ class SparseAdamW(keras.optimizers.AdamW):
 
     def __init__(self, learning_rate, prior, **settings):
         super().__init__(learning_rate, **settings)
+        self.exclude_from_weight_decay(var_names=["bias", "embeddings"])
         self.prior = prior
 
     def update_step(self, gradient, variable, learning_rate):
@@ -565,7 +566,6 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
     schedule = keras.optimizers.schedules.CosineDecayRestarts(learning_rate, steps, t_mul=2.0)
     prior = 2 * 40 / len(training)  # the slope of 40 / rows times a vector's squared length; 40 was measured
     optimizer = SparseAdamW(schedule, prior, weight_decay=recipe.weight_decay)
-    optimizer.exclude_from_weight_decay(var_names=["bias", "embeddings"])
     loss = {"regression": gaussian_loss, "binary": "binary_crossentropy", "multiclass": "sparse_categorical_crossentropy"}[TASK]
     error = "mse" if TASK == "regression" else loss
     model.compile(optimizer, loss, metrics=[error], steps_per_execution=16, jit_compile=False if tf else "auto")  # XLA: no tf.unique
@@ -598,7 +598,7 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
         keras.distribution.set_distribution(None)
         model = keras.models.clone_model(keras.Model(model.inputs, model.outputs[0]))
     elif errors[-1] == min(candidates):
-        return model  # as nearly always, since the rate fell to zero: saves a copy
+        return model  # as nearly always after the one cycle of a large table, whose best weights need no second copy
     model.set_weights(best)
     return model
 

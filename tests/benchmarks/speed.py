@@ -145,7 +145,6 @@ def main():
         matrices.append(random.uniform(-0.05, 0.05, size).astype("float32"))
     model = script.build_model(matrices, ids, numbers, rows, {"unexplained": 0.1}, recipe)
     optimizer = base.SparseAdamW(1e-3, 80 / len(rows), weight_decay=recipe.weight_decay)
-    optimizer.exclude_from_weight_decay(var_names=["bias", "embeddings"])
     model.compile(optimizer, base.gaussian_loss, steps_per_execution=16, jit_compile=False)
     few = rows[: STEPS * recipe.batch_size]
     batch = (base.gather(ids, few), base.gather(numbers, few))
