@@ -151,12 +151,11 @@ def build_model(matrices, ids, numbers, training, target_info, recipe):
     matrices: the saved weights of each categorical column; ids and numbers: the table's columns.
     """
     inputs = [keras.Input((len(matrices),), dtype="int32")]
-    shown = base.hide_some(inputs[0])
     parts = []
     for i, weights in enumerate(matrices):
         cardinality, dim = len(weights) - 1, weights.shape[1]
         layer = base.embedding_layer(i, cardinality, dim, weights=[weights], trainable=TRAIN_EMBEDDINGS)
-        vectors = layer(shown[:, i])
+        vectors = layer(inputs[0][:, i])
         # Eight numbers are what the network sees of a longer vector: fewer to learn a rare category's rows by heart.
         parts.append(layers.Dense(8, use_bias=False)(vectors) if dim > 8 else vectors)
     if numbers:
@@ -164,7 +163,7 @@ def build_model(matrices, ids, numbers, training, target_info, recipe):
         parts.append(embed_numbers(inputs[1], numbers, training))
     # with more than 20 classes the pairs' numbers would fill the memory
     pairs = pairs_that_repeat(ids, training) if base.output_count(target_info) <= 20 else []
-    effects = pair_effects(shown, pairs, [len(weights) - 1 for weights in matrices], target_info) if pairs else 0.0
+    effects = pair_effects(inputs[0], pairs, [len(weights) - 1 for weights in matrices], target_info) if pairs else 0.0
     return keras.Model(inputs, base.dense_layers(layers.concatenate(parts), target_info, recipe, effects))
 
 

@@ -442,18 +442,11 @@ def dense_layers(features, target_info, recipe, effects=0.0):
     return ops.sigmoid(answers) if TASK == "binary" else answers
 
 
-def hide_some(ids):
-    """Replace a share of the row numbers by 0 while training."""
-    kept = layers.Dropout(HIDDEN)(ops.ones_like(ids, dtype="float32"))
-    return ids * ops.cast(kept > 0, "int32")
-
-
 def build_model(vocabularies, target_info, recipe):
     """Return the network: ids (rows, columns) int32 -> a vector for each -> dense layers -> the target."""
     ids = keras.Input((len(vocabularies),), dtype="int32")
-    shown = hide_some(ids)
     cardinalities = [len(vocabulary) - 1 for vocabulary in vocabularies.values()]
-    vectors = [embedding_layer(i, c, embedding_dim(c))(shown[:, i]) for i, c in enumerate(cardinalities)]
+    vectors = [embedding_layer(i, c, embedding_dim(c))(ids[:, i]) for i, c in enumerate(cardinalities)]
     return keras.Model([ids], dense_layers(layers.concatenate(vectors), target_info, recipe))
 
 
@@ -524,8 +517,11 @@ class SparseAdamW(keras.optimizers.AdamW):
             return super().update_step(gradient + strength * variable if strength else gradient, variable, learning_rate)
         counts, velocities = self._momentums[index].value, self._velocities[index].value
         steps = tf.cast(self.iterations + 1, "float32")
-        rows, position = tf.unique(gradient.indices)
-        gradient = tf.math.unsorted_segment_sum(gradient.values, position, tf.size(rows))
+        order = tf.argsort(gradient.indices)
+        rows = tf.gather(gradient.indices, order)  # a row that comes up twice stands twice, with the same sum and so the same update
+        position = tf.cumsum(tf.cast(rows != tf.roll(rows, 1, 0), "int32"))
+        sums = tf.math.unsorted_segment_sum(tf.gather(gradient.values, order), position, tf.size(rows) + 1)
+        gradient = tf.gather(sums, position)
         count = tf.gather(counts, rows) + 1
         gradient += strength * steps / count * tf.gather(variable, rows)  # also for the steps in which it did not come up
         velocity = tf.gather(velocities, rows)
@@ -533,7 +529,8 @@ class SparseAdamW(keras.optimizers.AdamW):
         counts.scatter_update(tf.IndexedSlices(count, rows))
         velocities.scatter_update(tf.IndexedSlices(velocity, rows))
         unbiased = velocity / (1 - self.beta_2**count)
-        variable.scatter_sub(tf.IndexedSlices(learning_rate * gradient / (tf.sqrt(unbiased) + self.epsilon), rows))
+        step = learning_rate * gradient / (tf.sqrt(unbiased) + self.epsilon)
+        variable.scatter_update(tf.IndexedSlices(tf.gather(variable, rows) - step, rows))
 
 
 def gaussian_loss(target, answers):
@@ -552,15 +549,19 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
     Of several cycles the last rounds alone can be the best: among many rounds on the way one always is, by luck.
     inputs: a list of lists of columns; rows are gathered for one round at a time. Raises InputError where training diverges.
     """
-    batch_size, share = recipe.batch_size, recipe.batch_size // PROCESSES
+    batch_size, share, random = recipe.batch_size, recipe.batch_size // PROCESSES, np.random.default_rng(SEED)
 
-    def gather_all(rows):
-        if keras.distribution.distribution():  # of every batch the part of this process; the last one has to suit all devices
+    def gather_all(rows, hidden=0.0):
+        if keras.distribution.distribution():  # the last batch has to suit all devices
             rows = rows[: len(rows) - len(rows) % len(keras.distribution.list_devices())]
-            parts = np.split(rows, range(batch_size, len(rows), batch_size))
-            rows = np.concatenate([np.split(part, PROCESSES)[PROCESS] for part in parts])
         answers = np.repeat(target[rows, None], recipe.members, axis=1)  # every member learns from every row
-        return batches(share, tuple(gather(columns, rows) for columns in inputs), answers)
+        arrays = [*(gather(columns, rows) for columns in inputs), answers]
+        cells = arrays[0]
+        cells.flat[random.integers(cells.size, size=random.poisson(hidden * cells.size))] = 0
+        if PROCESSES > 1:  # of every batch the part of this process
+            parts = [np.split(values, range(batch_size, len(rows), batch_size)) for values in arrays]
+            arrays = [np.concatenate([np.split(piece, PROCESSES)[PROCESS] for piece in pieces]) for pieces in parts]
+        return batches(share, tuple(arrays[:-1]), arrays[-1])
 
     steps = recipe.round_rows // batch_size * recipe.cycles[0]
     schedule = keras.optimizers.schedules.CosineDecayRestarts(learning_rate, steps, t_mul=2.0)
@@ -568,14 +569,14 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
     optimizer = SparseAdamW(schedule, prior, weight_decay=recipe.weight_decay)
     loss = {"regression": gaussian_loss, "binary": "binary_crossentropy", "multiclass": "sparse_categorical_crossentropy"}[TASK]
     error = "mse" if TASK == "regression" else loss
-    model.compile(optimizer, loss, metrics=[error], steps_per_execution=16, jit_compile=False if tf else "auto")  # XLA: no tf.unique
+    model.compile(optimizer, loss, metrics=[error], steps_per_execution=16, jit_compile=True if tf else "auto")
     one_round = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: setattr(model, "stop_training", True))
     rounds, held_out = shuffled_rounds(training, recipe.round_rows), gather_all(sample(validation, 200_000))
     errors, candidates, best = [], [], []
     for end in np.cumsum(recipe.cycles):
         while len(errors) < end:
             history = model.fit(
-                *gather_all(next(rounds)),
+                *gather_all(next(rounds), HIDDEN),
                 batch_size=share,
                 shuffle=False,
                 initial_epoch=len(errors),
