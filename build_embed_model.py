@@ -229,7 +229,7 @@ def main():
         print(f"Loading embeddings from {folder}/")
         run = base.read_run(folder)
         embeddings = [load_embedding(column, run) for column in CATEGORICAL_COLUMNS]
-        table, part, target, _, rows = base.load_rows(CATEGORICAL_COLUMNS, NUMERICAL_COLUMNS)
+        table, (training, validation, test), target, _, rows = base.load_rows(CATEGORICAL_COLUMNS, NUMERICAL_COLUMNS)
         if not rows.items() <= run["rows"].items():
             raise base.InputError(
                 f"{folder}/ was learned from other rows or settings than those of {base.DATA_FILE} now, so test rows may "
@@ -237,7 +237,6 @@ def main():
             )
         matrices, vocabularies = zip(*embeddings)
         target_info = run["target"]
-        training, validation, test = base.rows_of_parts(part)
         ids = [base.row_numbers(table.pop(c), vocabulary) for c, vocabulary in zip(CATEGORICAL_COLUMNS, vocabularies)]
         numbers = [table.pop(column) for column in NUMERICAL_COLUMNS]
         for column, values in zip(NUMERICAL_COLUMNS, numbers):

@@ -309,11 +309,6 @@ def split_rows(row_count, order=None):
     return part
 
 
-def rows_of_parts(part):
-    """Return the numbers of the training, validation and test rows, int32."""
-    return [np.flatnonzero(part == which).astype("int32") for which in (TRAINING, VALIDATION, TEST)]
-
-
 def read_target(table, part):
     """Return the target as the network is trained on it, and a dict of what turns its answers back.
 
@@ -344,7 +339,10 @@ def read_target(table, part):
 
 
 def load_rows(categorical_columns, numerical_columns):
-    """Read the table and split its rows; return table, part, target, target_info and what tells these rows from others."""
+    """Read the table and split it; return table, rows of the parts, target, target_info and what tells these rows from others.
+
+    The rows of the parts are the numbers of the training, validation and test rows, int32.
+    """
     check_columns(categorical_columns, numerical_columns)
     text_columns, number_columns = [*categorical_columns], [*numerical_columns]
     (number_columns if TASK == "regression" else text_columns).append(TARGET_COLUMN)
@@ -354,17 +352,17 @@ def load_rows(categorical_columns, numerical_columns):
         table = read_table(text_columns, number_columns)
         part = split_rows(len(table[TARGET_COLUMN]), table.get(SPLIT_COLUMN))
         target, target_info = read_target(table, part)
-        training, validation, test = np.bincount(part)
-        print(f"  {len(part):,} rows: {training:,} train, {validation:,} validation, {test:,} test")
+        parts = [np.flatnonzero(part == which).astype("int32") for which in (TRAINING, VALIDATION, TEST)]
+        print("  {:,} rows: {:,} train, {:,} validation, {:,} test".format(len(part), *map(len, parts)))
     rows = {f"cells of {column}": fingerprint(pd.Series(table[column])) for column in [*categorical_columns, TARGET_COLUMN]}
     rows |= {"settings": [TARGET_COLUMN, TASK, LOG_TARGET, SPLIT_COLUMN, SEED], "split": fingerprint(pd.Series(part))}
     del table[TARGET_COLUMN]
-    return table, part, target, target_info, rows
+    return table, parts, target, target_info, rows
 
 
-def build_vocabulary(column, part):
+def build_vocabulary(column, training):
     """Return a frame (category, count) of the categories in the training rows, the most frequent first, after row 0."""
-    counts = column[part == TRAINING].value_counts()
+    counts = column[training].value_counts()
     counts.index = counts.index.astype(object)  # ties in the order of their text: that of the codes comes from all rows
     counts = counts[counts > 0].sort_index().sort_values(ascending=False, kind="stable")
     return pd.DataFrame({"category": [UNKNOWN, *counts.index], "count": [0, *counts]})
@@ -393,7 +391,7 @@ def choose_recipe(row_count, epochs, rows_to_see):
     passes = 1 if epochs else 2 ** int(np.clip(np.log2(10_000 / row_count), 0, 2))
     pieces = -(-row_count // 1_000_000)
     round_rows = -(-row_count * passes // (pieces * batch_size)) * batch_size
-    most = epochs or np.clip(rows_to_see / row_count, 3, 250)
+    most = epochs or np.clip(rows_to_see / row_count, 3, 252)
     lengths = np.array([most])  # of the cycles, in epochs
     weight_decay = 0.05 * np.clip(50_000 / row_count, 1, 4)  # of the dense layers
     network = {"members": 1, "widths": (512, 256)}
@@ -590,7 +588,8 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
             if len(errors) == end or len(recipe.cycles) == 1:
                 candidates.append(errors[-1])
                 if errors[-1] <= min(candidates):
-                    best = model.get_weights()
+                    best.clear()  # first, so that there are never two copies of the best weights
+                    best.extend(model.get_weights())
         if not errors[-1] < 0.999 * min(candidates[:-1], default=np.inf):
             break
     if not all(np.isfinite(values).all() for values in [errors, *best]):
@@ -752,12 +751,11 @@ def main():
     join_processes()
     keras.utils.set_random_seed(SEED)
     with locked_folder() as folder:
-        table, part, target, target_info, rows = load_rows(CATEGORICAL_COLUMNS, [])
+        table, (training, validation, test), target, target_info, rows = load_rows(CATEGORICAL_COLUMNS, [])
 
         print("Embeddings")
         stems = file_stems(CATEGORICAL_COLUMNS)
-        vocabularies = {column: build_vocabulary(table[column], part) for column in CATEGORICAL_COLUMNS}
-        training, validation, test = rows_of_parts(part)
+        vocabularies = {column: build_vocabulary(table[column], training) for column in CATEGORICAL_COLUMNS}
         width, row_count = max(map(len, CATEGORICAL_COLUMNS)), len(training)
         for column, vocabulary in vocabularies.items():
             cardinality = len(vocabulary) - 1

@@ -134,18 +134,17 @@ def run_flights():
 def main():
     random = np.random.default_rng(0)
     os.chdir(Path(base.__file__).parent)  # where DATA_FILE is
-    table, part, target, *_ = base.load_rows(script.CATEGORICAL_COLUMNS, script.NUMERICAL_COLUMNS)
-    rows, *_ = base.rows_of_parts(part)
+    table, (rows, *_), target, *_ = base.load_rows(script.CATEGORICAL_COLUMNS, script.NUMERICAL_COLUMNS)
     recipe, numbers = base.choose_recipe(len(rows), None, 3_000_000), [table[column] for column in script.NUMERICAL_COLUMNS]
     ids, matrices = [], []
     for column in script.CATEGORICAL_COLUMNS:
-        vocabulary = base.build_vocabulary(table[column], part)
+        vocabulary = base.build_vocabulary(table[column], rows)
         ids.append(base.row_numbers(table[column], vocabulary).astype("int32"))
         size = len(vocabulary), base.embedding_dim(len(vocabulary) - 1)
         matrices.append(random.uniform(-0.05, 0.05, size).astype("float32"))
     model = script.build_model(matrices, ids, numbers, rows, {"unexplained": 0.1}, recipe)
     optimizer = base.SparseAdamW(1e-3, 80 / len(rows), weight_decay=recipe.weight_decay)
-    model.compile(optimizer, base.gaussian_loss, steps_per_execution=16, jit_compile=False)
+    model.compile(optimizer, base.gaussian_loss, steps_per_execution=16, jit_compile=True)
     few = rows[: STEPS * recipe.batch_size]
     batch = (base.gather(ids, few), base.gather(numbers, few))
     data = base.batches(recipe.batch_size, batch, target[few, None])
