@@ -126,21 +126,22 @@ def pairs_that_repeat(ids, training):
     return pairs
 
 
-def pair_effects(ids, pairs, cardinalities, target_info):
+def pair_effects(ids, pairs, sizes, target_info):
     """Return what pairs of its categories add to a row's answers, (rows, 1, outputs): one learned number for each pair.
 
     Dense layers find what a category adds, but hardly what it adds beside one other category; these numbers can hold it
     (the wide part of Wide & Deep: Cheng et al. 2016, arXiv:1606.07792). The embeddings' prior keeps them at zero unless
     their rows say otherwise. Their unit is what the vectors alone leave unexplained of the target's standard deviation, so
-    that they do not drown a small remainder; a third with classes, as measured. pairs: those of pairs_that_repeat.
+    that they do not drown a small remainder; a third with classes, as measured. pairs: those of pairs_that_repeat; sizes: the
+    rows of each column's matrix.
     """
     first, second = np.transpose(pairs)
-    sizes = np.array(cardinalities) + 1
+    sizes = np.array(sizes)
     ends = np.cumsum(sizes[first] * sizes[second])
     count = min(int(ends[-1]), 2**18 - 5)  # a prime; of more pairs than this, some share a number
     offsets, factors = (-ends % count).astype("int32"), np.minimum(sizes[second], 104_729).astype("int32")
     numbers = ops.take(ids, first, axis=1) * factors + ops.take(ids, second, axis=1) + offsets
-    effects = base.embedding_layer("pairs", count - 1, base.output_count(target_info), embeddings_initializer="zeros")
+    effects = layers.Embedding(count, base.output_count(target_info), "zeros", name="embedding_pairs")
     unit = 3 * target_info.get("unexplained", 1 / 3) / len(pairs) ** 0.5  # their sum does not grow with the pairs; 3 was measured
     return ops.sum(effects(ops.mod(numbers, count)), axis=1, keepdims=True) * unit
 
@@ -153,8 +154,8 @@ def build_model(matrices, ids, numbers, training, target_info, recipe):
     inputs = [keras.Input((len(matrices),), dtype="int32")]
     parts = []
     for i, weights in enumerate(matrices):
-        cardinality, dim = len(weights) - 1, weights.shape[1]
-        layer = base.embedding_layer(i, cardinality, dim, weights=[weights], trainable=TRAIN_EMBEDDINGS)
+        dim = weights.shape[1]
+        layer = layers.Embedding(*weights.shape, weights=[weights], trainable=TRAIN_EMBEDDINGS, name=f"embedding_{i}")
         vectors = layer(inputs[0][:, i])
         # Eight numbers are what the network sees of a longer vector: fewer to learn a rare category's rows by heart.
         parts.append(layers.Dense(8, use_bias=False)(vectors) if dim > 8 else vectors)
@@ -163,7 +164,7 @@ def build_model(matrices, ids, numbers, training, target_info, recipe):
         parts.append(embed_numbers(inputs[1], numbers, training))
     # with more than 20 classes the pairs' numbers would fill the memory
     pairs = pairs_that_repeat(ids, training) if base.output_count(target_info) <= 20 else []
-    effects = pair_effects(inputs[0], pairs, [len(weights) - 1 for weights in matrices], target_info) if pairs else 0.0
+    effects = pair_effects(inputs[0], pairs, [len(weights) for weights in matrices], target_info) if pairs else 0.0
     return keras.Model(inputs, base.dense_layers(layers.concatenate(parts), target_info, recipe, effects))
 
 

@@ -404,15 +404,6 @@ def choose_recipe(row_count, epochs, rows_to_see):
     return Recipe(batch_size=batch_size, round_rows=round_rows, cycles=cycles, weight_decay=weight_decay, **network)
 
 
-def embedding_layer(name, cardinality, dim, **settings):
-    """Return an embedding layer, a matrix (cardinality + 1, dim), called embedding_<name>: that of a column bears its number."""
-    layer = layers.Embedding(cardinality + 1, dim, name=f"embedding_{name}", **settings)
-    if tf:  # reads the rows alone; the layer's own way copies the whole matrix at every step
-        layer.build()
-        layer.call = lambda rows: tf.nn.embedding_lookup(layer.embeddings.value, rows)
-    return layer
-
-
 def output_count(target_info):
     """Return how many numbers a network answers for a row: one, or with TASK "multiclass" one for each class."""
     return len(target_info["classes"]) if TASK == "multiclass" else 1
@@ -443,8 +434,10 @@ def dense_layers(features, target_info, recipe, effects=0.0):
 def build_model(vocabularies, target_info, recipe):
     """Return the network: ids (rows, columns) int32 -> a vector for each -> dense layers -> the target."""
     ids = keras.Input((len(vocabularies),), dtype="int32")
-    cardinalities = [len(vocabulary) - 1 for vocabulary in vocabularies.values()]
-    vectors = [embedding_layer(i, c, embedding_dim(c))(ids[:, i]) for i, c in enumerate(cardinalities)]
+    vectors = []
+    for i, vocabulary in enumerate(vocabularies.values()):
+        layer = layers.Embedding(len(vocabulary), embedding_dim(len(vocabulary) - 1), name=f"embedding_{i}")
+        vectors.append(layer(ids[:, i]))
     return keras.Model([ids], dense_layers(layers.concatenate(vectors), target_info, recipe))
 
 

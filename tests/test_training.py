@@ -35,13 +35,13 @@ def test_cycles_double(base):
     assert 1_000_000 < sum(recipe.cycles) * recipe.round_rows < 3_100_000
 
 
-def test_a_step_changes_the_rows_of_the_batch_alone(base):
+def test_a_step_changes_the_rows_of_the_batch_alone(base, graphs):
     """Two steps against NumPy: a category's gradients summed, the prior for every step since, no momentum."""
     start, batches = np.random.default_rng(0).normal(size=(250_000, 2)).astype("float32"), [[1, 6, 1], [4, 1, 4]]
-    layer = base.embedding_layer(0, 249_999, 2, weights=[start])
+    layer = keras.layers.Embedding(250_000, 2, weights=[start], name="embedding_0")
     inputs = keras.Input((), dtype="int32")
     model = keras.Model(inputs, keras.ops.sum(layer(inputs), axis=1))
-    model.compile(base.SparseAdamW(0.1, prior=0.25, weight_decay=0.0), "mse")
+    model.compile(base.SparseAdamW(0.1, prior=0.25, weight_decay=0.0), "mse", jit_compile=True)
     expected, velocity, count, target = start.astype("float64"), np.zeros((250_000, 2)), np.zeros(250_000), np.float32([1, 2, 3])
     for step, ids in enumerate(batches, 1):
         model.train_on_batch(np.array(ids), target)
@@ -71,7 +71,7 @@ def test_a_vector_with_few_rows_stays_close_to_zero(pair, graphs):
 def test_each_pair_of_categories_has_a_number_of_its_own(pair):
     one = pair(made_up())
     ids = keras.Input((3,), dtype="int32")
-    model = keras.Model(ids, one.model.pair_effects(ids, [(0, 1), (2, 1), (0, 2)], [30, 3, 50], {}))
+    model = keras.Model(ids, one.model.pair_effects(ids, [(0, 1), (2, 1), (0, 2)], [31, 4, 51], {}))
     rows = keras.Model(ids, model.get_layer("embedding_pairs").input)  # one for each pair of columns
     every = np.indices((31, 4, 51)).reshape(3, -1).T
     taken = [set(column) for column in rows.predict(every, verbose=0).T]
