@@ -76,7 +76,7 @@ SEED = 0  # another seed: other random rows held out, other random starts
 
 TRAINING, VALIDATION, TEST = 0, 1, 2  # the parts into which split_rows divides the table
 Recipe = namedtuple("Recipe", "batch_size round_rows cycles members widths weight_decay")
-HIDDEN = 0.002  # the share of cells hidden while training: row 0 learns what to say of an unknown category, and little is lost
+HIDDEN = 0.002  # the share of categories replaced by row 0 while training: it learns what to say of an unknown one, little is lost
 UNKNOWN = "<unknown>"  # how row 0 is called in the vocabulary file; it is found by its place, never by this name
 MISSING_NUMBERS = ["", "NA", "NaN", "nan"]  # in numerical columns; in categorical ones they are text like any other
 ALONE = "categorical columns alone (build_embeddings.py)"  # the name of the first script's line in the final report
@@ -524,6 +524,15 @@ class SparseAdamW(keras.optimizers.AdamW):
         variable.scatter_update(tf.IndexedSlices(tf.gather(variable, rows) - step, rows))
 
 
+def can_compile():
+    """Return whether XLA, by which a step takes about half the time, compiles here: a Mac's TensorFlow may lack it."""
+    try:
+        tf.function(tf.square, jit_compile=True)(1.0)
+    except tf.errors.OpError:
+        return False
+    return True
+
+
 def gaussian_loss(target, answers):
     """Return half the log of the mean squared error: the log likelihood of answers whose noise is as large as the error.
 
@@ -538,7 +547,8 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
     In each cycle of rounds the learning rate falls to zero along half a cosine (Loshchilov and Hutter 2017,
     arXiv:1608.03983); the first that ends hardly better than the one before is the last: noise needs few, exactness many.
     Of several cycles the last rounds alone can be the best: among many rounds on the way one always is, by luck.
-    inputs: a list of lists of columns; rows are gathered for one round at a time. Raises InputError where training diverges.
+    inputs: a list of lists of columns, row numbers of categories first; rows are gathered for one round at a time, and a share
+    HIDDEN of their cells hidden. Raises InputError where training diverges.
     """
     batch_size, share, random = recipe.batch_size, recipe.batch_size // PROCESSES, np.random.default_rng(SEED)
 
@@ -547,8 +557,8 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
             rows = rows[: len(rows) - len(rows) % len(keras.distribution.list_devices())]
         answers = np.repeat(target[rows, None], recipe.members, axis=1)  # every member learns from every row
         arrays = [*(gather(columns, rows) for columns in inputs), answers]
-        cells = arrays[0]
-        cells.flat[random.integers(cells.size, size=random.poisson(hidden * cells.size))] = 0
+        ids = arrays[0]
+        ids.flat[random.integers(ids.size, size=random.poisson(hidden * ids.size))] = 0
         if PROCESSES > 1:  # of every batch the part of this process
             parts = [np.split(values, range(batch_size, len(rows), batch_size)) for values in arrays]
             arrays = [np.concatenate([np.split(piece, PROCESSES)[PROCESS] for piece in pieces]) for pieces in parts]
@@ -560,7 +570,7 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
     optimizer = SparseAdamW(schedule, prior, weight_decay=recipe.weight_decay)
     loss = {"regression": gaussian_loss, "binary": "binary_crossentropy", "multiclass": "sparse_categorical_crossentropy"}[TASK]
     error = "mse" if TASK == "regression" else loss
-    model.compile(optimizer, loss, metrics=[error], steps_per_execution=16, jit_compile=True if tf else "auto")
+    model.compile(optimizer, loss, metrics=[error], steps_per_execution=16, jit_compile=can_compile() if tf else "auto")
     one_round = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: setattr(model, "stop_training", True))
     rounds, held_out = shuffled_rounds(training, recipe.round_rows), gather_all(sample(validation, 200_000))
     errors, candidates, best = [], [], []

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 from conftest import made_up, report
 
 
@@ -26,6 +27,22 @@ def test_every_row_is_seen_before_any_comes_again(base, rows, epochs):
     assert len(second) == rows and not np.array_equal(first, second)
     for seen in (first, second):
         assert np.array_equal(np.sort(seen), np.arange(7, 7 + rows))
+
+
+def test_a_share_of_the_categories_is_hidden_while_training_and_none_on_the_validation_rows(pair, monkeypatch):
+    one, seen = pair(made_up()), {"x": [], "validation_data": []}
+
+    def record(self, x, validation_data, **settings):
+        for name, data in (("x", x), ("validation_data", validation_data[0])):
+            seen[name].append(np.concatenate([ids for (ids,), _ in data]))
+        return fit(self, x, validation_data=validation_data, **settings)
+
+    fit = keras.Model.fit
+    monkeypatch.setattr(keras.Model, "fit", record)
+    one.base.HIDDEN = 0.1
+    one.run_base()
+    hidden = {name: np.mean(np.concatenate(ids) == 0) for name, ids in seen.items()}
+    assert hidden == {"x": pytest.approx(0.1, abs=0.03), "validation_data": 0}
 
 
 def test_cycles_double(base):
@@ -53,6 +70,15 @@ def test_a_step_changes_the_rows_of_the_batch_alone(base, graphs):
             velocity[row] = 0.999 * velocity[row] + 0.001 * gradient[row] ** 2
             expected[row] -= 0.1 * gradient[row] / (np.sqrt(velocity[row] / (1 - 0.999 ** count[row])) + 1e-7)
     np.testing.assert_allclose(layer.get_weights()[0], expected, atol=2e-4)
+
+
+def test_where_xla_is_missing_training_does_without(base, monkeypatch):
+    def missing(_):
+        raise tf.errors.NotFoundError(None, None, "could not find registered platform")
+
+    assert base.can_compile()
+    monkeypatch.setattr(tf, "function", lambda *_, **__: missing)
+    assert not base.can_compile()
 
 
 def test_a_vector_with_few_rows_stays_close_to_zero(pair, graphs):
