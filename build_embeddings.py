@@ -500,28 +500,34 @@ class SparseAdamW(keras.optimizers.AdamW):
         self.exclude_from_weight_decay(var_names=["bias", "embeddings"])
         self.prior = prior
 
+    def by_rows(self, variable):
+        return tf and variable.path.startswith("embedding_") and variable.shape[0] * variable.shape[1] >= 500_000
+
+    def add_variable_from_reference(self, reference_variable, name=None, **settings):
+        if name == "momentum" and self.by_rows(reference_variable):
+            return self.add_variable((reference_variable.shape[0], 1), name="counts")
+        return super().add_variable_from_reference(reference_variable, name, **settings)
+
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
-        strength = self.prior * variable.shape[1] if self._trainable_variables[index].path.startswith("embedding_") else 0
-        if not hasattr(gradient, "indices") or variable.shape[0] * variable.shape[1] < 500_000:
+        reference = self._trainable_variables[index]
+        strength = self.prior * variable.shape[1] if reference.path.startswith("embedding_") else 0
+        if not self.by_rows(reference):
             gradient = ops.convert_to_tensor(gradient)
             return super().update_step(gradient + strength * variable if strength else gradient, variable, learning_rate)
         counts, velocities = self._momentums[index].value, self._velocities[index].value
         steps = tf.cast(self.iterations + 1, "float32")
         order = tf.argsort(gradient.indices)
-        rows = tf.gather(gradient.indices, order)  # a row that comes up twice stands twice, with the same sum and so the same update
+        rows = tf.gather(gradient.indices, order)  # one that comes up twice stands twice, with the same sum and so the same update
         position = tf.cumsum(tf.cast(rows != tf.roll(rows, 1, 0), "int32"))
         sums = tf.math.unsorted_segment_sum(tf.gather(gradient.values, order), position, tf.size(rows) + 1)
-        gradient = tf.gather(sums, position)
-        count = tf.gather(counts, rows) + 1
-        gradient += strength * steps / count * tf.gather(variable, rows)  # also for the steps in which it did not come up
-        velocity = tf.gather(velocities, rows)
+        count, weights, velocity = (tf.gather(values, rows) for values in (counts, variable, velocities))
+        count += 1
+        gradient = tf.gather(sums, position) + strength * steps / count * weights  # also for the steps in which it did not come up
         velocity += (tf.square(gradient) - velocity) * (1 - self.beta_2)
-        counts.scatter_update(tf.IndexedSlices(count, rows))
-        velocities.scatter_update(tf.IndexedSlices(velocity, rows))
-        unbiased = velocity / (1 - self.beta_2**count)
-        step = learning_rate * gradient / (tf.sqrt(unbiased) + self.epsilon)
-        variable.scatter_update(tf.IndexedSlices(tf.gather(variable, rows) - step, rows))
+        weights -= learning_rate * gradient / (tf.sqrt(velocity / (1 - self.beta_2**count)) + self.epsilon)
+        for values, new in ((counts, count), (variable, weights), (velocities, velocity)):
+            values.scatter_update(tf.IndexedSlices(new, rows))
 
 
 def can_compile():
