@@ -501,6 +501,7 @@ class SparseAdamW(keras.optimizers.AdamW):
         self.prior = prior
 
     def by_rows(self, variable):
+        """Return whether only a batch's rows of a variable are updated."""
         return tf and variable.path.startswith("embedding_") and variable.shape[0] * variable.shape[1] >= 500_000
 
     def add_variable_from_reference(self, reference_variable, name=None, **settings):
