@@ -50,7 +50,7 @@ from sklearn import metrics
 
 tf = None
 if keras.backend.backend() == "tensorflow":
-    import tensorflow as tf  # for what only TensorFlow can do: read and update single rows of a matrix
+    import tensorflow as tf  # for what only TensorFlow can do: update single rows of a matrix
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Edit this block for your own table.
@@ -76,7 +76,7 @@ SEED = 0  # another seed: other random rows held out, other random starts
 
 TRAINING, VALIDATION, TEST = 0, 1, 2  # the parts into which split_rows divides the table
 Recipe = namedtuple("Recipe", "batch_size round_rows cycles members widths weight_decay")
-HIDDEN = 0.002  # the share of categories replaced by row 0 while training: it learns what to say of an unknown one, little is lost
+HIDDEN = 0.002  # the share of categorical cells read as row 0 while training: it learns what to say of an unknown category
 UNKNOWN = "<unknown>"  # how row 0 is called in the vocabulary file; it is found by its place, never by this name
 MISSING_NUMBERS = ["", "NA", "NaN", "nan"]  # in numerical columns; in categorical ones they are text like any other
 ALONE = "categorical columns alone (build_embeddings.py)"  # the name of the first script's line in the final report
@@ -490,7 +490,7 @@ class SparseAdamW(keras.optimizers.AdamW):
     The prior, a Gaussian, keeps a category close to the others unless its rows say otherwise, so that one with few rows is
     not learned by heart; the longer a vector, the narrower. prior: its slope for each number of a vector, in nats of the loss.
 
-    Updating those alone lets a step cost the same at any cardinality. They have no momentum, which would be that of a batch
+    Updating those alone lets a step cost the same at any cardinality, if XLA compiles it. They have no momentum, which would be that of a batch
     long ago; in its place stands in how many steps a row came up. Only TensorFlow tells which rows those are; on other
     backends, and for smaller embeddings, AdamW updates all of them, whose vectors have less noise.
     """
@@ -502,7 +502,7 @@ class SparseAdamW(keras.optimizers.AdamW):
 
     def by_rows(self, variable):
         """Return whether only a batch's rows of a variable are updated."""
-        return tf and variable.path.startswith("embedding_") and variable.shape[0] * variable.shape[1] >= 500_000
+        return tf is not None and variable.path.startswith("embedding_") and variable.shape[0] * variable.shape[1] >= 500_000
 
     def add_variable_from_reference(self, reference_variable, name=None, **settings):
         if name == "momentum" and self.by_rows(reference_variable):
@@ -520,7 +520,7 @@ class SparseAdamW(keras.optimizers.AdamW):
         steps = tf.cast(self.iterations + 1, "float32")
         order = tf.argsort(gradient.indices)
         rows = tf.gather(gradient.indices, order)  # one that comes up twice stands twice, with the same sum and so the same update
-        position = tf.cumsum(tf.cast(rows != tf.roll(rows, 1, 0), "int32"))
+        position = tf.cumsum(tf.cast(rows != tf.roll(rows, 1, 0), "int32"))  # begins at 1, or is 0 for all if they are one
         sums = tf.math.unsorted_segment_sum(tf.gather(gradient.values, order), position, tf.size(rows) + 1)
         count, weights, velocity = (tf.gather(values, rows) for values in (counts, variable, velocities))
         count += 1
@@ -532,10 +532,14 @@ class SparseAdamW(keras.optimizers.AdamW):
 
 
 def can_compile():
-    """Return whether XLA, by which a step takes about half the time, compiles here: a Mac's TensorFlow may lack it."""
+    """Return whether XLA works here: by it a step on the flights takes half the time, but a Mac's TensorFlow may lack it."""
+
+    def probe(numbers):  # logarithm and power need libraries that a GPU's set-up may lack
+        return tf.argsort(tf.math.log(numbers) + 0.9**numbers)
+
     try:
-        tf.function(tf.square, jit_compile=True)(1.0)
-    except tf.errors.OpError:
+        tf.function(probe, jit_compile=True)(tf.ones(2))
+    except (tf.errors.OpError, ValueError):
         return False
     return True
 
@@ -554,22 +558,21 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
     In each cycle of rounds the learning rate falls to zero along half a cosine (Loshchilov and Hutter 2017,
     arXiv:1608.03983); the first that ends hardly better than the one before is the last: noise needs few, exactness many.
     Of several cycles the last rounds alone can be the best: among many rounds on the way one always is, by luck.
-    inputs: a list of lists of columns, row numbers of categories first; rows are gathered for one round at a time, and a share
-    HIDDEN of their cells hidden. Raises InputError where training diverges.
+    inputs: a list of lists of columns, the categories' row numbers first, of which a share HIDDEN is set to 0; rows are gathered
+    for one round at a time. Raises InputError where training diverges.
     """
     batch_size, share, random = recipe.batch_size, recipe.batch_size // PROCESSES, np.random.default_rng(SEED)
 
     def gather_all(rows, hidden=0.0):
-        if keras.distribution.distribution():  # the last batch has to suit all devices
-            rows = rows[: len(rows) - len(rows) % len(keras.distribution.list_devices())]
+        hide = random.random((len(rows), len(inputs[0])), "float32") < hidden
+        if keras.distribution.distribution():  # of every batch the part of this process; the last one has to suit all devices
+            end = len(rows) - len(rows) % len(keras.distribution.list_devices())
+            own = [np.split(batch, PROCESSES)[PROCESS] for batch in np.split(np.arange(end), range(batch_size, end, batch_size))]
+            rows, hide = rows[np.concatenate(own)], hide[np.concatenate(own)]
+        ids, *numbers = [gather(columns, rows) for columns in inputs]
+        ids[hide] = 0
         answers = np.repeat(target[rows, None], recipe.members, axis=1)  # every member learns from every row
-        arrays = [*(gather(columns, rows) for columns in inputs), answers]
-        ids = arrays[0]
-        ids.flat[random.integers(ids.size, size=random.poisson(hidden * ids.size))] = 0
-        if PROCESSES > 1:  # of every batch the part of this process
-            parts = [np.split(values, range(batch_size, len(rows), batch_size)) for values in arrays]
-            arrays = [np.concatenate([np.split(piece, PROCESSES)[PROCESS] for piece in pieces]) for pieces in parts]
-        return batches(share, tuple(arrays[:-1]), arrays[-1])
+        return batches(share, (ids, *numbers), answers)
 
     steps = recipe.round_rows // batch_size * recipe.cycles[0]
     schedule = keras.optimizers.schedules.CosineDecayRestarts(learning_rate, steps, t_mul=2.0)

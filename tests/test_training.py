@@ -70,6 +70,7 @@ def test_a_step_changes_the_rows_of_the_batch_alone(base, graphs):
             velocity[row] = 0.999 * velocity[row] + 0.001 * gradient[row] ** 2
             expected[row] -= 0.1 * gradient[row] / (np.sqrt(velocity[row] / (1 - 0.999 ** count[row])) + 1e-7)
     np.testing.assert_allclose(layer.get_weights()[0], expected, atol=2e-4)
+    assert model.optimizer._momentums[0].shape == (250_000, 1), "a row's count, which takes the place of its momentum"
 
 
 def test_where_xla_is_missing_training_does_without(base, monkeypatch):
