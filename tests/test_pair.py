@@ -365,7 +365,7 @@ def test_importing_a_script_has_no_side_effect(pair):
 # Geography
 
 
-def test_destinations_learn_where_they_are(pair, graphs):
+def test_destinations_learn_where_they_are(pair, compiled):
     """Air time comes from origin and destination, so dest's vectors must hold the distance, and with it the longitude."""
     flights = pd.read_csv(ROOT / "data/flights.csv.gz", dtype=str, keep_default_na=False).sample(60_000, random_state=0)
     columns = ["month", "weekday", "hour", "carrier", "origin", "dest"]

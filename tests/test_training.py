@@ -52,7 +52,7 @@ def test_cycles_double(base):
     assert 1_000_000 < sum(recipe.cycles) * recipe.round_rows < 3_100_000
 
 
-def test_a_step_changes_the_rows_of_the_batch_alone(base, graphs):
+def test_a_step_changes_the_rows_of_the_batch_alone(base, compiled):
     """Two steps against NumPy: a category's gradients summed, the prior for every step since, no momentum."""
     start, batches = np.random.default_rng(0).normal(size=(250_000, 2)).astype("float32"), [[1, 6, 1], [4, 1, 4]]
     layer = keras.layers.Embedding(250_000, 2, weights=[start], name="embedding_0")
@@ -143,7 +143,7 @@ def test_a_cycle_that_brings_nothing_is_the_last(pair, capsys, graphs):
 def test_the_round_that_is_kept_was_the_best_on_the_validation_rows(pair, capsys, graphs, epochs):
     """Of one cycle any round, of several the last of each."""
     base, random = pair(made_up()).base, np.random.default_rng(0)
-    keras.utils.set_random_seed(2)
+    keras.utils.set_random_seed(3)
     ids, rows = random.integers(1, 9, (400, 2)).astype("int32"), np.arange(400)
     target = (random.normal(size=(9, 9))[*ids.T] + random.normal(size=400)).astype("float32")
     recipe = base.choose_recipe(320, epochs, 600_000)
