@@ -490,8 +490,8 @@ class SparseAdamW(keras.optimizers.AdamW):
     The prior, a Gaussian, keeps a category close to the others unless its rows say otherwise, so that one with few rows is
     not learned by heart; the longer a vector, the narrower. prior: its slope for each number of a vector, in nats of the loss.
 
-    Updating those alone lets a step cost the same at any cardinality, if XLA compiles it. They have no momentum, which would be that of a batch
-    long ago; in its place stands in how many steps a row came up. Only TensorFlow tells which rows those are; on other
+    Updating those alone lets a step cost the same at any cardinality, if XLA compiles it. They have no momentum, which would be
+    that of a batch long ago; in its place is counted in how many steps a row came up. Only TensorFlow tells which rows; on other
     backends, and for smaller embeddings, AdamW updates all of them, whose vectors have less noise.
     """
 

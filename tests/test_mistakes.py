@@ -204,7 +204,8 @@ def test_quoted_newlines_and_delimiters_are_text(pair):
 def test_a_column_may_be_an_input_and_split_the_table(pair):
     one = pair(TABLE.assign(day=range(60)), {"CATEGORICAL_COLUMNS": ["c", "day"], "SPLIT_COLUMN": "day"})
     table, parts, *_ = one.call(one.base.load_rows, ["c", "day"], [])
-    assert list(map(list, parts)) == [list(range(48)), list(range(48, 54)), list(range(54, 60))] and list(table["day"]) == [str(day) for day in range(60)]
+    assert list(map(list, parts)) == [list(range(48)), list(range(48, 54)), list(range(54, 60))]
+    assert list(table["day"]) == [str(day) for day in range(60)]
 
 
 def test_a_cell_of_any_length_is_read(pair):

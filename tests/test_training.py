@@ -73,13 +73,17 @@ def test_a_step_changes_the_rows_of_the_batch_alone(base, compiled):
     assert model.optimizer._momentums[0].shape == (250_000, 1), "a row's count, which takes the place of its momentum"
 
 
-def test_where_xla_is_missing_training_does_without(base, monkeypatch):
-    def missing(_):
+def test_where_xla_is_missing_training_does_without(pair, compiled, monkeypatch):
+    one, function = pair(made_up()), tf.function
+
+    def missing(*_):
         raise tf.errors.NotFoundError(None, None, "could not find registered platform")
 
-    assert base.can_compile()
-    monkeypatch.setattr(tf, "function", lambda *_, **__: missing)
-    assert not base.can_compile()
+    assert one.base.can_compile()
+    monkeypatch.setattr(tf, "function", lambda *inputs, **settings: missing if settings.get("jit_compile") else function(*inputs, **settings))
+    assert not one.base.can_compile()
+    one.run_base()
+    assert one.matrix("c")[0].shape == (7, 3)
 
 
 def test_a_vector_with_few_rows_stays_close_to_zero(pair, graphs):
