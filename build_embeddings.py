@@ -567,8 +567,9 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
         hide = random.random((len(rows), len(inputs[0])), "float32") < hidden
         if keras.distribution.distribution():  # of every batch the part of this process; the last one has to suit all devices
             end = len(rows) - len(rows) % len(keras.distribution.list_devices())
-            own = [np.split(batch, PROCESSES)[PROCESS] for batch in np.split(np.arange(end), range(batch_size, end, batch_size))]
-            rows, hide = rows[np.concatenate(own)], hide[np.concatenate(own)]
+            parts = np.split(np.arange(end), range(batch_size, end, batch_size))
+            own = np.concatenate([np.split(part, PROCESSES)[PROCESS] for part in parts])
+            rows, hide = rows[own], hide[own]
         ids, *numbers = [gather(columns, rows) for columns in inputs]
         ids[hide] = 0
         answers = np.repeat(target[rows, None], recipe.members, axis=1)  # every member learns from every row
