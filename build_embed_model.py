@@ -18,6 +18,7 @@ import functools
 import hashlib
 import itertools
 import warnings
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import build_embeddings as base  # first: it keeps TensorFlow's start-up chatter off the screen
@@ -171,9 +172,12 @@ def build_model(matrices, ids, numbers, training, target_info, recipe):
 def boost(ids, numbers, target, training, validation, test):
     """Return the test answers of scikit-learn's gradient boosting, the figure to beat, from these rows of the columns.
 
-    At most 1,000 iterations, stopped early on the validation rows. Columns with up to 254 categories are given as
-    categories, others as the mean target of their category (cross-fitted on the training rows).
+    At most 1,000 iterations, stopped early on the validation rows; of more than a million training rows, a million at random.
+    Columns with up to 254 categories are given as categories, others as the mean target of their category (cross-fitted on
+    the training rows).
     """
+    # a cell takes eight bytes and a copy
+    training, validation = base.sample(training, 1_000_000), base.sample(validation, 125_000)
     few, many = [c for c in ids if c.max() <= 254], [c for c in ids if c.max() > 254]
     encoder = TargetEncoder(target_type="continuous" if base.TASK == "regression" else base.TASK)
 
@@ -226,7 +230,7 @@ def raw_model(model, vocabularies, target_info):
 def main():
     base.join_processes()
     keras.utils.set_random_seed(base.SEED)
-    with base.locked_folder() as folder:
+    with base.locked_folder() as folder, ThreadPool(1) as beside:
         print(f"Loading embeddings from {folder}/")
         run = base.read_run(folder)
         embeddings = [load_embedding(column, run) for column in CATEGORICAL_COLUMNS]
@@ -244,7 +248,9 @@ def main():
             if np.isnan(values[training]).all():
                 raise base.InputError(f"Column {column!r} has no number in the training rows: take it off NUMERICAL_COLUMNS.")
 
-        with base.stage(f"Training on {len(matrices)} embeddings + {len(NUMERICAL_COLUMNS)} numerical columns"):
+        with base.stage(f"Training on {len(matrices)} embeddings + {len(NUMERICAL_COLUMNS)} numerical columns, beside gradient boosting"):
+            if not base.PROCESS:  # as a thread: the steps of a small network leave part of the processors idle
+                boosting = beside.apply_async(boost, (ids, numbers, target, training, validation, test))
             recipe = base.choose_recipe(len(training), EPOCHS, 3_000_000)
             model = build_model(matrices, ids, numbers, training, target_info, recipe)
             del embeddings, matrices  # the model has a copy
@@ -253,10 +259,8 @@ def main():
         if base.PROCESS:
             return
         answers = base.answer(model, inputs, test)
-        most = 1_000_000  # rows for boosting, which takes eight bytes a cell and a copy
-        title = "the same rows" if len(training) <= most else f"{most:,} of the same rows"
-        with base.stage(f"Gradient boosting (scikit-learn) on {title}, at most 1,000 iterations", clock=True):
-            boosted = boost(ids, numbers, target, base.sample(training, most), base.sample(validation, most // 8), test)
+        with base.stage("Waiting for gradient boosting: at most 1,000 iterations on up to a million of the same rows", clock=True):
+            boosted = boosting.get()
 
         shares = 0.0 if base.TASK == "regression" else np.bincount(target[training]) / len(training)
         mean = np.broadcast_to(shares[1] if base.TASK == "binary" else shares, answers.shape)
@@ -329,6 +333,8 @@ def predict(frame):
     Regression: float64 (rows,), in the target's units. Binary: the probability of the class that is last when sorted.
     Multiclass: (rows, classes), classes sorted. Other columns than the model's are ignored. Raises base.InputError.
     """
+    if not base.tf:
+        raise base.InputError("predict reads text, which only TensorFlow can: set KERAS_BACKEND=tensorflow; the model file may stay.")
     run = base.read_run(base.EMBEDDINGS_DIR)
     model = load_model(Path(base.EMBEDDINGS_DIR, MODEL_FILE), run.get("model"))
     inputs = {

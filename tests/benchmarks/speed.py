@@ -103,17 +103,17 @@ def run_flights():
     from tables import read_csv, write_csv
 
     stages = ["imports", "reading, encoding", "training", "report, saving"]
-    marks = [("Reading", "Training", "Test"), ("Loading", "Training", "Gradient")]  # how the first line after each stage begins
+    marks = [("Reading", "Training", "Test"), ("Loading", "Training", "Waiting")]  # how the first line after each stage begins
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         settings = write_csv("flights", folder)
         edit_copies(folder, settings)
         runs = [watch(folder, file) for file in SCRIPTS]
         std = json.loads((folder / "embeddings/run.json").read_text(encoding="utf-8"))["target"]["std"]
-    print("| script |", " | ".join(stages), "| boosting in it | in all |\n|---|" + "--:|" * (len(stages) + 2))
+    print("| script |", " | ".join(stages), "| waiting for boosting in it | in all |\n|---|" + "--:|" * (len(stages) + 2))
     for file, lines, patterns in zip(SCRIPTS, runs, marks):
         times = [*(next(t for t, line in lines if line.startswith(begin)) for begin in patterns), lines[-1][0]]
-        boosting = [t for t, line in lines if line.startswith("Gradient") or line.startswith("Test figures")]
+        boosting = [t for t, line in lines if line.startswith("Waiting") or line.startswith("Test figures")]
         print(f"| {file} |", " | ".join(f"{s:.1f}" for s in np.diff([0, *times])), f"| {sum(np.diff(boosting)):.1f} | {lines[-1][0]:.1f} |")
     print("\n".join(line for _, line in runs[1][-8:]))
     epochs = [(t, std * float(found[1]) ** 0.5) for t, line in runs[1] if (found := re.search(r"val_mse: (\S+)", line))]
