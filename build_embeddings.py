@@ -40,7 +40,7 @@ except ImportError:  # Windows: nothing keeps two runs at once out of one folder
     fcntl = None
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before the imports: hides what can be hidden of TensorFlow's chatter
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # boosting beside other work: threads that spin can take 30 times longer
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # boosting beside other work: OpenMP's idle threads must sleep, not spin
 
 import keras
 import numpy as np
@@ -125,11 +125,14 @@ def stage(title, clock=False):
 
 def join_processes():
     """Let the processes of KERAS_DISTRIBUTION_NUM_PROCESSES, or the devices of this one, train jointly: JAX can."""
+    addresses = os.environ.get("KERAS_DISTRIBUTION_JOB_ADDRESSES")
+    if PROCESSES > 1 and not (addresses and keras.backend.backend() == "jax"):
+        raise InputError("Several processes need KERAS_BACKEND=jax and KERAS_DISTRIBUTION_JOB_ADDRESSES: set both, or no number of them.")
     if PROCESSES > 1:
         import jax  # keras.distribution.initialize() does the same, but learns of a dead process after 100 s
 
-        first = os.environ["KERAS_DISTRIBUTION_JOB_ADDRESSES"].split(",")[0]
-        jax.distributed.initialize(first, PROCESSES, PROCESS, heartbeat_timeout_seconds=30)
+        first = addresses.split(",")[0]  # the others wait at their end, at most an hour, until it has reported and saved
+        jax.distributed.initialize(first, PROCESSES, PROCESS, heartbeat_timeout_seconds=30, shutdown_timeout_seconds=3600)
     if keras.backend.backend() == "jax" and len(keras.distribution.list_devices()) > 1:
         keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
 
@@ -533,12 +536,8 @@ class SparseAdamW(keras.optimizers.AdamW):
 
 def can_compile():
     """Return whether XLA works here: by it a step on the flights takes half the time, but a Mac's TensorFlow may lack it."""
-
-    def probe(numbers):  # logarithm and power need libraries that a GPU's set-up may lack
-        return tf.argsort(tf.math.log(numbers) + 0.9**numbers)
-
-    try:
-        tf.function(probe, jit_compile=True)(tf.ones(2))
+    try:  # logarithm and power need libraries that a GPU's set-up may lack
+        tf.function(lambda x: tf.argsort(tf.math.log(x) + 0.9**x), jit_compile=True, autograph=False)(tf.ones(2))
     except (tf.errors.OpError, ValueError):
         return False
     return True
@@ -627,11 +626,7 @@ def in_pieces(function, rows):
 
 def answer(model, inputs, rows):
     """Return the mean of the members' answers for some rows, in the units of the network's target."""
-
-    def predict(piece):
-        return model.predict_on_batch([gather(columns, piece) for columns in inputs])
-
-    return in_pieces(predict, rows).mean(axis=1)
+    return in_pieces(lambda piece: model.predict_on_batch([gather(columns, piece) for columns in inputs]), rows).mean(axis=1)
 
 
 def score(target, answers, target_info):

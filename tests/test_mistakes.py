@@ -575,6 +575,12 @@ def test_a_diverged_training_saves_nothing(copy, script):
 # As a process
 
 
+def test_processes_that_cannot_train_jointly_do_not_start(copy):
+    one = copy()
+    one.base.PROCESSES = 2
+    assert_says(one.sentence(one.run_base), "KERAS_BACKEND=jax KERAS_DISTRIBUTION_JOB_ADDRESSES")
+
+
 @pytest.mark.parametrize("script, settings, words", [("build_embeddings", {"TASK": "guess"}, "'guess'"), ("build_embed_model", {"SEED": 9}, "again")])
 def test_a_process_ends_with_one_line_and_status_1(copy, script, settings, words):
     one = copy(settings)

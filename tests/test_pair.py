@@ -189,6 +189,20 @@ def test_a_target_of_noise_cannot_be_predicted(pair, capsys, graphs):
     assert all(figure[0] > 0.95 * mean for figure in figures.values()), (mean, figures)
 
 
+def test_boosting_knows_every_class(pair, monkeypatch, capsys):
+    """Two classes as "multiclass" beside many categories; three classes, of which the sample of the rows has no rare one."""
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({"c": [f"c{i}" for i in range(300)] * 2, "d": "same", "x": random.normal(size=600), "y": random.choice(["a", "b"], 600)})
+    one = pair(table, {"TASK": "multiclass"}).run()
+    assert len(report(capsys.readouterr().out)["gradient boosting (scikit-learn)"]) == 2
+    training = np.flatnonzero(one.base.split_rows(600) == one.base.TRAINING)
+    table.loc[training[:3], "y"] = "rare"
+    one = pair(table, {"TASK": "multiclass"})
+    monkeypatch.setattr(one.base, "sample", lambda rows, limit: np.setdiff1d(rows, training[:3]))
+    one.run()
+    assert len(report(capsys.readouterr().out)["gradient boosting (scikit-learn)"]) == 2
+
+
 # Categories and names
 
 
