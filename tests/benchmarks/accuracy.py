@@ -11,7 +11,6 @@ import ast
 import csv
 import hashlib
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -103,8 +102,10 @@ def summary():
     for table, group in lines.groupby("table", sort=False):
         means = group.groupby("model", sort=False).agg({"value": ["mean", "std"], "auc": "mean", "seconds": "mean"})
         means.columns = ["mean", "std", "auc", "seconds"]
-        best = means.loc[[model for model in means.index if re.match("LightGBM|CatBoost|Hist", model)], "mean"].min()
+        values = group.pivot(index="seed", columns="model", values="value")
+        boosters = values.filter(regex="LightGBM|CatBoost|Hist")
         for model, row in means.iterrows():
+            best = boosters[values[model].notna()].mean(skipna=False).min()  # on the seeds of this model
             auc = "" if pd.isna(row.auc) else f"{row.auc:.3f}"
             print(f"| {table} | {model} | {row['mean']:.4g} | {row['std']:.2g} | {auc} | {row.seconds:.0f} | {row['mean'] / best:.3f} |")
 
