@@ -168,7 +168,7 @@ def build_model(matrices, ids, numbers, training, target_info, recipe):
 def boost(ids, numbers, target, training, validation, test):
     """Return the test answers of scikit-learn's gradient boosting, the figure to beat, from these rows of the columns.
 
-    At most 1,000 iterations on a million of the training rows, stopped early on 125,000 of the validation rows, for the memory:
+    At most 1,000 iterations, stopped early on the validation rows; at most 1,000,000 training and 125,000 validation rows, as
     each cell takes eight bytes, twice. Columns with up to 254 categories are given as categories, others as the mean target
     of their category (cross-fitted on the training rows).
     """
