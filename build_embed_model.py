@@ -172,9 +172,9 @@ def boost(ids, numbers, target, training, validation, test):
     each cell takes eight bytes, twice. Columns with up to 254 categories are given as categories, others as the mean target
     of their category (cross-fitted on the training rows).
     """
-    first_of_class = training[np.unique(target[training], return_index=True)[1]] if base.TASK != "regression" else training[:0]
-    training = np.union1d(base.sample(training, 1_000_000), first_of_class)  # without a rare class there would be no answer for it
-    validation = base.sample(validation, 125_000)
+    sampled, validation = base.sample(training, 1_000_000), base.sample(validation, 125_000)
+    if base.TASK != "regression":  # a row of each class: there would be no answer for one that the sample misses
+        sampled = np.union1d(sampled, training[np.unique(target[training], return_index=True)[1]])
     few, many = [c for c in ids if c.max() <= 254], [c for c in ids if c.max() > 254]
     encoder = TargetEncoder(target_type="continuous" if base.TASK == "regression" else "auto")
 
@@ -193,7 +193,7 @@ def boost(ids, numbers, target, training, validation, test):
         categorical_features=np.arange(len(few)),
         random_state=base.SEED,
     )
-    booster.fit(features(training, fit=True), target[training], X_val=features(validation), y_val=target[validation])
+    booster.fit(features(sampled, fit=True), target[sampled], X_val=features(validation), y_val=target[validation])
     answer = booster.predict if base.TASK == "regression" else booster.predict_proba
     answers = base.in_pieces(lambda rows: answer(features(rows)), test)
     return answers[:, 1] if base.TASK == "binary" else answers

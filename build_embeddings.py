@@ -125,10 +125,10 @@ def stage(title, clock=False):
 
 def join_processes():
     """Let the processes of KERAS_DISTRIBUTION_NUM_PROCESSES, or the devices of this one, train jointly: JAX can."""
-    addresses = os.environ.get("KERAS_DISTRIBUTION_JOB_ADDRESSES")
-    if PROCESSES > 1 and not (addresses and keras.backend.backend() == "jax"):
-        raise InputError("Several processes need KERAS_BACKEND=jax and KERAS_DISTRIBUTION_JOB_ADDRESSES: set both, or no number of them.")
     if PROCESSES > 1:
+        addresses = os.environ.get("KERAS_DISTRIBUTION_JOB_ADDRESSES")
+        if not addresses or keras.backend.backend() != "jax":
+            raise InputError("Several processes need KERAS_BACKEND=jax and KERAS_DISTRIBUTION_JOB_ADDRESSES: set both, or no number of them.")
         import jax  # keras.distribution.initialize() does the same, but learns of a dead process after 100 s
 
         first = addresses.split(",")[0]  # the others wait at their end, at most an hour, until it has reported and saved

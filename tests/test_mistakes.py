@@ -581,6 +581,13 @@ def test_processes_that_cannot_train_jointly_do_not_start(copy):
     assert_says(one.sentence(one.run_base), "KERAS_BACKEND=jax KERAS_DISTRIBUTION_JOB_ADDRESSES")
 
 
+def test_predict_without_tensorflow_says_so(copy):
+    one = copy()
+    one.base.tf = None
+    with pytest.raises(one.base.InputError, match="KERAS_BACKEND=tensorflow"):
+        one.predict(TABLE)
+
+
 @pytest.mark.parametrize("script, settings, words", [("build_embeddings", {"TASK": "guess"}, "'guess'"), ("build_embed_model", {"SEED": 9}, "again")])
 def test_a_process_ends_with_one_line_and_status_1(copy, script, settings, words):
     one = copy(settings)
