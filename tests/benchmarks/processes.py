@@ -1,9 +1,9 @@
-"""Train the pair in two processes with JAX: the same vectors as one process, and an end to all when one is killed.
+"""Train the pair in two processes with JAX: the same vectors as one process of two devices, and an end to all when one is killed.
 
     pip install jax
     python tests/benchmarks/processes.py
 
-Prints the largest difference between the vectors of two processes and those of one, whether TensorFlow
+Prints the largest difference between the vectors of two processes and those of one with two devices, whether TensorFlow
 loads and scores what JAX has saved, and how the first process ends when the second is killed.
 """
 
@@ -20,7 +20,11 @@ import numpy as np
 from conftest import Pair, made_up
 
 SCRIPTS = ["build_embeddings.py", "build_embed_model.py"]
-ONE = {"KERAS_BACKEND": "jax"}  # with two made-up devices XLA waits for itself on 2 cores, now and then for ever
+ONE = {
+    "KERAS_BACKEND": "jax",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    "NPROC": "8",  # XLA's threads: with as few as two cores its two devices wait for each other for ever
+}
 TWO = {
     "KERAS_BACKEND": "jax",
     "KERAS_DISTRIBUTION_JOB_ADDRESSES": "localhost:12399,localhost:12400",
