@@ -152,8 +152,9 @@ def build_model(matrices, ids, numbers, training, target_info, recipe):
     parts = []
     for i, weights in enumerate(matrices):
         dim = weights.shape[1]
-        layer = layers.Embedding(*weights.shape, weights=[weights], trainable=TRAIN_EMBEDDINGS, name=f"embedding_{i}")
+        layer = layers.Embedding(*weights.shape, "zeros", trainable=TRAIN_EMBEDDINGS, name=f"embedding_{i}")
         vectors = layer(inputs[0][:, i])
+        layer.set_weights([weights])
         # Eight numbers are what the network sees of a longer vector: fewer to learn a rare category's rows by heart.
         parts.append(layers.Dense(8, use_bias=False)(vectors) if dim > 8 else vectors)
     if numbers:

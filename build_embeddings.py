@@ -18,6 +18,7 @@ import csv
 import difflib
 import glob
 import gzip
+import hashlib
 import json
 import lzma
 import os
@@ -252,13 +253,15 @@ def read_table(text_columns, number_columns):
     that it is never in memory as a whole. Raises InputError for a table that cannot be read as it is meant.
     """
     codes = {column: defaultdict(count().__next__) for column in text_columns}  # text -> its code, in the order of appearance
-    # arrays of int32, float64 or float32 that grow in their place: no second copy
-    kinds = {column: "d" if column == TARGET_COLUMN else "f" for column in number_columns} | dict.fromkeys(text_columns, "i")
-    table, without_target = {column: array(kind) for column, kind in kinds.items()}, []
+    kinds = dict.fromkeys(text_columns, "b") | {column: "d" if column == TARGET_COLUMN else "f" for column in number_columns}
+    table, without_target = {column: array(kind) for column, kind in kinds.items()}, []  # they grow in their place: no second copy
     for file, piece in read_pieces(text_columns, number_columns):
         for column, cells in piece.items():
             if column in codes:
                 values = np.fromiter(map(codes[column].__getitem__, cells), "int32", len(cells))
+                kind = np.min_scalar_type(-len(codes[column]))  # int8, then int16 and int32 as the codes become more
+                if kind.itemsize > table[column].itemsize:
+                    table[column] = array(kind.char, table[column])
             else:
                 # pandas reads True as a truth value, which would pass for the number 1
                 values = to_numbers(cells.astype(str) if cells.dtype in (bool, object) else cells)
@@ -270,7 +273,7 @@ def read_table(text_columns, number_columns):
                     )
             if column == TARGET_COLUMN:
                 without_target += [(file, row) for row in piece.index[(cells == "") | np.isnan(values)]]
-            table[column].frombytes(values.astype(kinds[column]).tobytes())
+            table[column].frombytes(values.astype(table[column].typecode).tobytes())
     row_count = len(table[TARGET_COLUMN])
     if row_count < 20:
         raise InputError(f"{DATA_FILE} has {row_count} rows below its header; 20 are the fewest that can be split in three.")
@@ -357,8 +360,11 @@ def load_rows(categorical_columns, numerical_columns):
         target, target_info = read_target(table, part)
         parts = [np.flatnonzero(part == which).astype("int32") for which in (TRAINING, VALIDATION, TEST)]
         print("  {:,} rows: {:,} train, {:,} validation, {:,} test".format(len(part), *map(len, parts)))
-    rows = {f"cells of {column}": fingerprint(pd.Series(table[column])) for column in [*categorical_columns, TARGET_COLUMN]}
-    rows |= {"settings": [TARGET_COLUMN, TASK, LOG_TARGET, SPLIT_COLUMN, SEED], "split": fingerprint(pd.Series(part))}
+    rows = {"settings": [TARGET_COLUMN, TASK, LOG_TARGET, SPLIT_COLUMN, SEED], "split": fingerprint(part)}
+    for column in [*categorical_columns, TARGET_COLUMN]:
+        cells = table[column]
+        cells = [cells.codes, cells.categories.to_numpy()] if column in text_columns else [cells]
+        rows[f"cells of {column}"] = fingerprint(*cells)
     del table[TARGET_COLUMN]
     return table, parts, target, target_info, rows
 
@@ -437,10 +443,13 @@ def dense_layers(features, target_info, recipe, effects=0.0):
 def build_model(vocabularies, target_info, recipe):
     """Return the network: ids (rows, columns) int32 -> a vector for each -> dense layers -> the target."""
     ids = keras.Input((len(vocabularies),), dtype="int32")
-    vectors = []
+    vectors, random = [], np.random.default_rng(SEED)
     for i, vocabulary in enumerate(vocabularies.values()):
-        layer = layers.Embedding(len(vocabulary), embedding_dim(len(vocabulary) - 1), name=f"embedding_{i}")
+        shape = len(vocabulary), embedding_dim(len(vocabulary) - 1)
+        layer = layers.Embedding(*shape, "zeros", name=f"embedding_{i}")
         vectors.append(layer(ids[:, i]))
+        # as Keras starts, whose own initializer takes three times the memory
+        layer.set_weights([random.random(shape, "float32") / 10 - 0.05])
     return keras.Model([ids], dense_layers(layers.concatenate(vectors), target_info, recipe))
 
 
@@ -459,12 +468,14 @@ def sample(rows, limit):
 
 def shuffled_rounds(rows, size):
     """Yield the rows of one round of training after the other, without end: no row comes again before all have come."""
-    random, waiting = np.random.default_rng(SEED), rows[:0]
+    random, rows, waiting = np.random.default_rng(SEED), rows.copy(), rows[:0]
     while True:
-        while len(waiting) < size:
-            waiting = np.append(waiting, random.permutation(rows))
-        yield waiting[:size]
-        waiting = waiting[size:]
+        random.shuffle(rows)
+        for begin in range(0, len(rows), size):
+            waiting = np.append(waiting, rows[begin : begin + size])
+            if len(waiting) >= size:
+                yield waiting[:size]
+                waiting = waiting[size:].copy()
 
 
 def batches(size, *arrays):
@@ -579,8 +590,9 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
     prior = 2 * 40 / len(training)  # the slope of 40 / rows times a vector's squared length; 40 was measured
     optimizer = SparseAdamW(schedule, prior, weight_decay=recipe.weight_decay)
     loss = {"regression": gaussian_loss, "binary": "binary_crossentropy", "multiclass": "sparse_categorical_crossentropy"}[TASK]
-    error = "mse" if TASK == "regression" else loss
-    model.compile(optimizer, loss, metrics=[error], steps_per_execution=16, jit_compile=can_compile() if tf else "auto")
+    error, shown = ("mse", [keras.metrics.MeanSquaredError("mse")]) if TASK == "regression" else ("loss", [])
+    model.compile(optimizer, loss, metrics=shown, steps_per_execution=16, jit_compile=can_compile() if tf else "auto")
+    optimizer.build(model.trainable_variables)  # before the first step, which TensorFlow would trace twice
     one_round = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: setattr(model, "stop_training", True))
     rounds, held_out = shuffled_rounds(training, recipe.round_rows), gather_all(sample(validation, 200_000))
     errors, candidates, best = [], [], []
@@ -620,8 +632,10 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
 
 
 def in_pieces(function, rows):
-    """Return what a function answers for some rows, asked for a few thousand at a time."""
-    return np.concatenate([function(piece) for piece in np.array_split(rows, 1 + len(rows) // 8192)])
+    """Return what a function answers for some rows, asked for a few thousand at a time, always as many: XLA compiles for one number."""
+    count = 1 + len(rows) // 8192
+    pieces = np.resize(rows, (count, -(-len(rows) // count)))  # the last one is filled with rows from the beginning
+    return np.concatenate([function(piece) for piece in pieces])[: len(rows)]
 
 
 def answer(model, inputs, rows):
@@ -650,16 +664,18 @@ def score(target, answers, target_info):
     return {"log loss": metrics.log_loss(target, answers, labels=range(len(target_info["classes"]))), **second}
 
 
-def fingerprint(values, index=True):
-    """Return 16 hexadecimal digits for the cells of a Series or frame; with index=False, whatever the order of its rows."""
-    size = max(1_000_000, len(values) // 8)  # a cell's hash takes eight bytes
-    pieces = (values[begin : begin + size] for begin in range(0, len(values), size))
-    return f"{sum(int(pd.util.hash_pandas_object(piece, index=index).sum()) for piece in pieces) % 2**64:016x}"
+def fingerprint(*arrays):
+    """Return 16 hexadecimal digits for arrays of numbers or text, by their cells and the order of these."""
+    digest = hashlib.blake2b(digest_size=8)
+    for values in arrays:
+        digest.update(pd.util.hash_array(values) if values.dtype == object else np.ascontiguousarray(values))
+    return digest.hexdigest()
 
 
 def fingerprint_embedding(weights, vocabulary):
     """Return 16 hexadecimal digits that bind each vector to its category and count; the order of the rows is free."""
-    return fingerprint(vocabulary.astype({"category": object}).join(pd.DataFrame(weights)), index=False)
+    rows = vocabulary.astype({"category": object}).join(pd.DataFrame(weights))
+    return f"{pd.util.hash_pandas_object(rows, index=False).sum():016x}"
 
 
 def file_stems(columns):
@@ -668,7 +684,7 @@ def file_stems(columns):
     for column, fold in zip(columns, folded):
         stem = re.sub(r"[^\w .+-]|^\.", lambda found: f"%{ord(found[0]):02X}", column)
         if folded.count(fold) > 1 or len(stem.encode()) > 100:
-            stem = f"{stem[:40]}-{fingerprint(pd.Series([column]))[:8]}"
+            stem = f"{stem[:40]}-{fingerprint(np.array([column], object))[:8]}"
         stems[column] = stem
     return stems
 

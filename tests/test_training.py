@@ -147,7 +147,7 @@ def test_a_cycle_that_brings_nothing_is_the_last(pair, capsys, graphs):
 def test_the_round_that_is_kept_was_the_best_on_the_validation_rows(pair, capsys, graphs, epochs):
     """Of one cycle any round, of several the last of each."""
     base, random = pair(made_up()).base, np.random.default_rng(0)
-    keras.utils.set_random_seed(3)
+    keras.utils.set_random_seed(4)
     ids, rows = random.integers(1, 9, (400, 2)).astype("int32"), np.arange(400)
     target = (random.normal(size=(9, 9))[*ids.T] + random.normal(size=400)).astype("float32")
     recipe = base.choose_recipe(320, epochs, 600_000)
