@@ -52,6 +52,15 @@ def test_every_text_keeps_its_own_vector(folder, texts, name):
     assert len(np.unique(weights, axis=0)) == len(texts) + 1
 
 
+@pytest.mark.parametrize("cardinality", [128, 129, 32_768, 32_769])
+def test_every_cell_is_read_as_its_text(pair, cardinality):
+    """Also where the codes of a column outgrow one byte or two on the way."""
+    texts = [f"{i:x}" for i in [*range(cardinality), *np.random.default_rng(0).integers(0, cardinality, 1000)]]
+    one = pair(pd.DataFrame({"c": texts, "y": range(len(texts))}))
+    table = one.call(one.base.read_table, ["c"], ["y"])
+    assert table["c"].tolist() == texts and table["y"].tolist() == list(range(len(texts)))
+
+
 @settings(max_examples=200, deadline=None)
 @given(names=st.lists(st.text(min_size=1, max_size=400) | st.sampled_from(["a", "A", "a/b", "a%2Fb", "..", ".", "con"]), min_size=1, max_size=6, unique=True))
 @example(names=["ß", "ss", "SS"])
