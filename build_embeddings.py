@@ -482,20 +482,22 @@ def batches(size, *arrays):
     """Return inputs, or inputs and target, as fit and predict take them: on TensorFlow a dataset of their batches.
 
     Of arrays Keras makes a dataset that tunes itself, and TensorFlow 2.21 ends such a one at the tuner's next look only:
-    each call, short or long, would take up to twice its time.
+    each call, short or long, would take up to twice its time. And it cuts the batches by a Python function, which keeps the
+    arrays of many rounds in memory until the garbage collector comes by.
     """
     if not tf:
         return arrays
     with tf.device("CPU"):  # where datasets work, whatever trains
         rows = tf.nest.map_structure(tf.convert_to_tensor, arrays)
-
-    def batch(begin):
-        return tf.nest.map_structure(lambda values: values[begin : begin + size], rows)
-
+        row_count = len(tf.nest.flatten(rows)[0])
+        end = row_count - row_count % size
+        full = tf.nest.map_structure(lambda values: tf.reshape(values[:end], (-1, size, *values.shape[1:])), rows)
+        data = tf.data.Dataset.from_tensor_slices(full)
+        if end < row_count:
+            data = data.concatenate(tf.data.Dataset.from_tensors(tf.nest.map_structure(lambda values: values[end:], rows)))
     options = tf.data.Options()
     options.autotune.enabled = False
-    begins = tf.data.Dataset.range(0, len(tf.nest.flatten(rows)[0]), size)
-    return (begins.map(batch).with_options(options),)
+    return (data.with_options(options),)
 
 
 class SparseAdamW(keras.optimizers.AdamW):
