@@ -1,5 +1,6 @@
 """How the network is trained: which rows a round sees, what a step changes, and when training ends."""
 
+import gc
 import re
 
 import keras
@@ -71,6 +72,22 @@ def test_a_step_changes_the_rows_of_the_batch_alone(base, compiled):
             expected[row] -= 0.1 * gradient[row] / (np.sqrt(velocity[row] / (1 - 0.999 ** count[row])) + 1e-7)
     np.testing.assert_allclose(layer.get_weights()[0], expected, atol=2e-4)
     assert model.optimizer._momentums[0].shape == (250_000, 1), "a row's count, which takes the place of its momentum"
+
+
+def test_batches_are_the_rows_in_order_and_keep_none_of_them(pair):
+    base, ids, numbers, target = pair(made_up()).base, np.arange(22).reshape(11, 2), np.arange(11.0)[:, None], np.arange(11)
+    (data,) = base.batches(4, (ids, numbers), target)
+    found = [[*inputs, answers] for inputs, answers in data]
+    assert [len(answers) for *_, answers in found] == [4, 4, 3]
+    for kind, rows in zip(zip(*found), (ids, numbers, target)):
+        np.testing.assert_array_equal(np.concatenate(kind), rows)
+    gc.collect()
+    gc.disable()  # a table of many rounds must not wait for it
+    try:
+        list(*base.batches(4, (ids, np.zeros((11, 17))), target))
+        assert not [kept for kept in gc.get_objects() if isinstance(kept, tf.Tensor) and "17" in str(kept.shape)]
+    finally:
+        gc.enable()
 
 
 def test_where_xla_is_missing_training_does_without(pair, compiled, monkeypatch):
