@@ -85,7 +85,7 @@ def embed_numbers(numbers, columns, training):
     for column in columns:
         known = column[training]
         known = base.sample(known[~np.isnan(known)], 1_000_000).astype("float64")
-        shares = np.linspace(0, 1, 1 + np.clip(len(known) // 100, steps, 2048))  # a hundred rows a step: fewer are learned by heart
+        shares = np.linspace(0, 1, 1 + np.clip(len(known) // 100, steps, 2048))  # 100 rows apart if there are so many
         distinct = np.unique(np.quantile(known, shares))
         rungs.append(distinct[np.linspace(0, len(distinct) - 1, steps + 1).round().astype(int)])
         quartiles.append(np.quantile(known, [0.25, 0.5, 0.75]))
@@ -257,7 +257,7 @@ def main():
         if base.PROCESS:
             return
         answers = base.answer(model, inputs, test)
-        with base.stage("Waiting for gradient boosting: at most 1,000 iterations on up to a million of the same rows", clock=True):
+        with base.stage("Waiting for gradient boosting: at most 1,000 iterations on up to a million of the same rows"):
             boosted = boosting.get()
 
         shares = 0.0 if base.TASK == "regression" else np.bincount(target[training]) / len(training)
@@ -293,7 +293,7 @@ def read_cells(frame, column, vocabulary=None):
         raise base.InputError(f"The frame has no column {column!r}, which the model needs.")
     cells = frame[column].astype(object).reset_index(drop=True)
     if vocabulary is None:
-        numbers = base.to_numbers(cells)
+        numbers = base.to_numbers(cells.to_numpy())
         if np.isinf(numbers).any():
             raise base.InputError(f"Column {column!r} holds {cells[np.isinf(numbers)].iloc[0]!r}, which is not a number.")
         return numbers.astype("float32")

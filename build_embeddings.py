@@ -25,14 +25,13 @@ import os
 import re
 import shutil
 import sys
-import threading
 import time
 import unicodedata
 import zlib
 from array import array
 from collections import defaultdict, namedtuple
 from contextlib import contextmanager
-from itertools import count, islice
+from itertools import compress, count, islice
 from pathlib import Path
 
 try:
@@ -102,25 +101,15 @@ def plain_errors():
     except OSError as error:  # a disk that is full, a folder that is read-only; what is read says its own sentence
         sys.exit(f"Error: {EMBEDDINGS_DIR}/ cannot be written ({error}): make room there, or set another EMBEDDINGS_DIR.")
     except KeyboardInterrupt:
-        sys.exit(f"Stopped: {EMBEDDINGS_DIR}/ holds the last run that was completed.")
+        sys.exit(f"Stopped: {EMBEDDINGS_DIR}/ holds nothing that is half done.")
 
 
 @contextmanager
-def stage(title, clock=False):
-    """Print what begins and, at its end, how many seconds it took; clock: count them on the screen meanwhile."""
+def stage(title):
+    """Print what begins and, at its end, how many seconds it took."""
     print(title, flush=True)
-    start, ended = time.perf_counter(), threading.Event()
-
-    def tick():
-        while not ended.wait(1):
-            print(f"\r  {time.perf_counter() - start:.0f} s", end="\r", flush=True)
-
-    if clock and sys.stdout.isatty():
-        threading.Thread(target=tick, daemon=True).start()
-    try:
-        yield
-    finally:
-        ended.set()
+    start = time.perf_counter()
+    yield
     print(f"  {time.perf_counter() - start:.1f} s", flush=True)
 
 
@@ -129,7 +118,10 @@ def join_processes():
     if PROCESSES > 1:
         addresses = os.environ.get("KERAS_DISTRIBUTION_JOB_ADDRESSES")
         if not addresses or keras.backend.backend() != "jax":
-            raise InputError("Several processes need KERAS_BACKEND=jax and KERAS_DISTRIBUTION_JOB_ADDRESSES: set both, or no number of them.")
+            raise InputError(
+                "Several processes need KERAS_BACKEND=jax and KERAS_DISTRIBUTION_JOB_ADDRESSES: "
+                "set both, or unset KERAS_DISTRIBUTION_NUM_PROCESSES."
+            )
         import jax  # keras.distribution.initialize() does the same, but learns of a dead process after 100 s
 
         first = addresses.split(",")[0]  # the others wait at their end, at most an hour, until it has reported and saved
@@ -170,21 +162,16 @@ def check_header(header, columns, file):
             raise InputError(f"{file}: {header.count(column)} columns are called {column!r}; rename all but one.")
 
 
-def open_text(file):
-    """Open a CSV file, compressed as its name says, as text with its line ends as they are."""
-    opener = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(Path(file).suffix, open)
-    return opener(file, "rt", encoding="utf-8-sig", newline="")
-
-
 def read_lines(file):
     """Yield the line on which each row of a CSV file begins and its cells as text, the header's first.
 
     Raises InputError where a row has fewer or more cells than the header, or the file is not UTF-8 text.
     """
     csv.field_size_limit(2**31 - 1)  # its own limit refuses a cell of 128 KB
+    opener = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(Path(file).suffix, open)
     line, width = 1, 0
     try:
-        with open_text(file) as text:
+        with opener(file, "rt", encoding="utf-8-sig", newline="") as text:
             reader = csv.reader(text, strict=True)
             for cells in reader:
                 width = width or len(cells)
@@ -202,46 +189,26 @@ def read_lines(file):
         ) from error
 
 
-def read_pieces(text_columns, number_columns):
-    """Yield DATA_FILE in frames of 32,768 rows, each after its file; the index of a row is its number there."""
+def read_pieces(columns):
+    """Yield DATA_FILE a thousand rows at a time: the file, the line on which each row begins, the columns' cells by name."""
     files = [DATA_FILE] if Path(DATA_FILE).is_file() else sorted(glob.glob(DATA_FILE))
     if not files:
         raise InputError(f"No file {DATA_FILE}: correct DATA_FILE in build_embeddings.py.")
-    columns = [*text_columns, *number_columns]
     for file in files:
-        lines = read_lines(file)
-        _, header = next(lines, (1, []))
+        rows = read_lines(file)
+        _, header = next(rows, (1, []))
         check_header(header, columns, file)
-        for _ in lines:
-            pass  # looks at every row, because pandas is silent about one with too few cells
-        with open_text(file) as text:
-            pieces = pd.read_csv(
-                text,
-                usecols=columns,
-                index_col=False,
-                dtype=dict.fromkeys(text_columns, object),  # "category" would take 01 and 1 for one number
-                keep_default_na=False,
-                na_values=dict.fromkeys(number_columns, MISSING_NUMBERS),
-                low_memory=False,
-                chunksize=2**15,
-            )
-            for piece in pieces:
-                yield file, piece
-
-
-def find_cell(file, row, column):
-    """Return where a cell stands, as in "flights.csv, line 7", and its text in the file."""
-    lines = read_lines(file)
-    _, header = next(lines)
-    line, cells = next(islice(lines, row, None))
-    return f"{file}, line {line}", cells[header.index(column)]
+        while piece := list(islice(rows, 1024)):  # larger ones leave the processor's cache
+            lines, cells = zip(*piece)
+            cells = dict(zip(header, zip(*cells)))
+            yield file, lines, {column: cells[column] for column in columns}
 
 
 def to_numbers(cells):
-    """Return a Series of cells as float64: NaN where missing, infinite where it is no number that float32 can hold."""
-    numbers = pd.to_numeric(cells, errors="coerce").to_numpy("float64", copy=True)
+    """Return an array of cells, objects, as float64: NaN where missing, infinite where it is no number that float32 can hold."""
+    numbers = pd.to_numeric(cells, errors="coerce").astype("float64")
     odd = np.flatnonzero(~(np.abs(numbers) <= np.finfo("float32").max))
-    missing = cells.iloc[odd].isna() | cells.iloc[odd].isin(MISSING_NUMBERS)
+    missing = [absent or cell in MISSING_NUMBERS for cell, absent in zip(cells[odd], pd.isna(cells[odd]))]
     numbers[odd] = np.where(missing, np.nan, np.inf)
     return numbers
 
@@ -255,7 +222,7 @@ def read_table(text_columns, number_columns):
     codes = {column: defaultdict(count().__next__) for column in text_columns}  # text -> its code, in the order of appearance
     kinds = dict.fromkeys(text_columns, "b") | {column: "d" if column == TARGET_COLUMN else "f" for column in number_columns}
     table, without_target = {column: array(kind) for column, kind in kinds.items()}, []  # they grow in their place: no second copy
-    for file, piece in read_pieces(text_columns, number_columns):
+    for file, lines, piece in read_pieces(table):
         for column, cells in piece.items():
             if column in codes:
                 values = np.fromiter(map(codes[column].__getitem__, cells), "int32", len(cells))
@@ -263,23 +230,22 @@ def read_table(text_columns, number_columns):
                 if kind.itemsize > table[column].itemsize:
                     table[column] = array(kind.char, table[column])
             else:
-                # pandas reads True as a truth value, which would pass for the number 1
-                values = to_numbers(cells.astype(str) if cells.dtype in (bool, object) else cells)
+                values = to_numbers(np.array(cells, object))
                 if np.isinf(values).any():
-                    place, text = find_cell(file, piece.index[np.argmax(np.isinf(values))], column)
+                    row = np.argmax(np.isinf(values))
                     raise InputError(
-                        f"{place}: column {column!r} holds {text[:50]!r}, which is not a number that can be used; "
-                        "correct it, leave it empty if it is missing, or make the column categorical."
+                        f"{file}, line {lines[row]}: column {column!r} holds {cells[row][:50]!r}, which is not a number that can "
+                        "be used; correct it, leave it empty if it is missing, or make the column categorical."
                     )
             if column == TARGET_COLUMN:
-                without_target += [(file, row) for row in piece.index[(cells == "") | np.isnan(values)]]
+                absent = [cell == "" or value != value for cell, value in zip(cells, values)]
+                without_target += [f"{file}, line {line}" for line in compress(lines, absent)]
             table[column].frombytes(values.astype(table[column].typecode).tobytes())
     row_count = len(table[TARGET_COLUMN])
     if row_count < 20:
         raise InputError(f"{DATA_FILE} has {row_count} rows below its header; 20 are the fewest that can be split in three.")
     if without_target:
-        place, _ = find_cell(*without_target[0], TARGET_COLUMN)
-        raise InputError(f"{place}: no {TARGET_COLUMN!r}, as in {len(without_target):,} rows in all; remove these rows.")
+        raise InputError(f"{without_target[0]}: no {TARGET_COLUMN!r}, as in {len(without_target):,} rows in all; remove these rows.")
     for column, cells in table.items():
         table[column] = np.frombuffer(cells, cells.typecode)
         if column in codes:
@@ -293,10 +259,12 @@ def read_table(text_columns, number_columns):
 def split_rows(row_count, order=None):
     """Return the part of every row, int8: 80 % training, 10 % validation, 10 % test.
 
-    order, if given, is a Categorical with the text of SPLIT_COLUMN: its largest values, numbers or dates, are held out,
-    equal values in one part. Both scripts call this on the same rows and so get the same parts.
+    order, needed with SPLIT_COLUMN, is a Categorical with the text of that column: its largest values, numbers or dates, are
+    held out, equal values in one part. Both scripts call this on the same rows and so get the same parts.
     """
     tenth = row_count // 10
+    if SPLIT_COLUMN and order is None:
+        raise InputError(f"split_rows needs SPLIT_COLUMN {SPLIT_COLUMN!r} too, to know its rows: give its text as a pandas Categorical.")
     if order is None:
         part = np.repeat(np.array([TRAINING, VALIDATION, TEST], "int8"), [row_count - 2 * tenth, tenth, tenth])
         return np.random.default_rng(SEED).permutation(part)
@@ -354,7 +322,7 @@ def load_rows(categorical_columns, numerical_columns):
     (number_columns if TASK == "regression" else text_columns).append(TARGET_COLUMN)
     if SPLIT_COLUMN and SPLIT_COLUMN not in text_columns:
         text_columns.append(SPLIT_COLUMN)
-    with stage(f"Reading {DATA_FILE}", clock=True):
+    with stage(f"Reading {DATA_FILE}"):
         table = read_table(text_columns, number_columns)
         part = split_rows(len(table[TARGET_COLUMN]), table.get(SPLIT_COLUMN))
         target, target_info = read_target(table, part)
@@ -393,8 +361,9 @@ def embedding_dim(cardinality):
 def choose_recipe(row_count, epochs, rows_to_see):
     """Return what is best for so many training rows, as measured in tests/benchmarks: network, batch, rounds and cycles.
 
-    A round is an epoch, up to four of them in a small table, where shorter ones would cost more than they bring, and a piece
-    of one above a million rows. cycles: the rounds of each; epochs: those that the user asks for, in one cycle, or None.
+    A round is what one call of fit sees, after which the validation error is looked at: an epoch, up to four of them in a small
+    table, at most a million rows of a large one. cycles: the rounds of each; epochs: those that the user asks for, in one cycle,
+    or None.
     """
     batch_size = BATCH_SIZE or 2 ** int(np.round(np.clip(np.log2(row_count / 50), 5, max(9, np.log2(row_count / 4000)))))
     passes = 1 if epochs else 2 ** int(np.clip(np.log2(10_000 / row_count), 0, 2))
@@ -466,16 +435,12 @@ def sample(rows, limit):
     return rows if len(rows) <= limit else np.random.default_rng(SEED).choice(rows, limit, replace=False)
 
 
-def shuffled_rounds(rows, size):
-    """Yield the rows of one round of training after the other, without end: no row comes again before all have come."""
-    random, rows, waiting = np.random.default_rng(SEED), rows.copy(), rows[:0]
+def endless(rows):
+    """Yield all rows in random order, then all in another order, and so on without end."""
+    random, rows = np.random.default_rng(SEED), rows.copy()
     while True:
         random.shuffle(rows)
-        for begin in range(0, len(rows), size):
-            waiting = np.append(waiting, rows[begin : begin + size])
-            if len(waiting) >= size:
-                yield waiting[:size]
-                waiting = waiting[size:].copy()
+        yield from rows
 
 
 def batches(size, *arrays):
@@ -501,14 +466,15 @@ def batches(size, *arrays):
 
 
 class SparseAdamW(keras.optimizers.AdamW):
-    """AdamW with a prior on embeddings, not the decay; of one with 500,000 numbers or more, only a batch's rows are updated.
+    """AdamW with two changes for embeddings.
 
-    The prior, a Gaussian, keeps a category close to the others unless its rows say otherwise, so that one with few rows is
-    not learned by heart; the longer a vector, the narrower. prior: its slope for each number of a vector, in nats of the loss.
+    In place of the decay they have a Gaussian prior, which pulls every vector to zero, so that a category of few rows is not
+    learned by heart; the longer a vector, the narrower. prior: its slope for each number of a vector, in nats of the loss.
 
-    Updating those alone lets a step cost the same at any cardinality, if XLA compiles it. They have no momentum, which would be
-    that of a batch long ago; in its place is counted in how many steps a row came up. Only TensorFlow tells which rows; on other
-    backends, and for smaller embeddings, AdamW updates all of them, whose vectors have less noise.
+    Of a matrix of 500,000 numbers or more a step updates only the rows that occur in its batch, so that it costs the same at
+    any cardinality, if XLA compiles it. Such a row has no momentum, which would be that of a batch long ago; in its place is
+    counted in how many steps it occurred, for Adam's correction of the start and for the prior of the steps in which it did not. Only
+    TensorFlow tells which rows; on other backends, and for smaller matrices, AdamW updates all rows: their vectors have less noise.
     """
 
     def __init__(self, learning_rate, prior, **settings):
@@ -565,11 +531,12 @@ def gaussian_loss(target, answers):
 
 
 def train(model, inputs, target, training, validation, recipe, learning_rate):
-    """Fit a model on the training rows and return it with the weights of its best round on the validation rows.
+    """Fit a model on the training rows and return it with its best weights, as the validation rows have it.
 
-    In each cycle of rounds the learning rate falls to zero along half a cosine (Loshchilov and Hutter 2017,
-    arXiv:1608.03983); the first that ends hardly better than the one before is the last: noise needs few, exactness many.
-    Of several cycles the last rounds alone can be the best: among many rounds on the way one always is, by luck.
+    Training runs in cycles; in each the learning rate falls to zero along half a cosine (Loshchilov and Hutter 2017,
+    arXiv:1608.03983). Of several cycles only the weights at an end can be kept, because of many rounds one always looks best by
+    luck, and the first cycle that ends less than 0.1 % better is the last: noise needs few, exactness many. Of one cycle the best
+    round is kept.
     inputs: a list of lists of columns, the categories' row numbers first, of which a share HIDDEN is set to 0; rows are gathered
     for one round at a time. Raises InputError where training diverges.
     """
@@ -596,12 +563,12 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
     model.compile(optimizer, loss, metrics=shown, steps_per_execution=16, jit_compile=can_compile() if tf else "auto")
     optimizer.build(model.trainable_variables)  # before the first step, which TensorFlow would trace twice
     one_round = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: setattr(model, "stop_training", True))
-    rounds, held_out = shuffled_rounds(training, recipe.round_rows), gather_all(sample(validation, 200_000))
+    stream, held_out = endless(training), gather_all(sample(validation, 200_000))
     errors, candidates, best = [], [], []
     for end in np.cumsum(recipe.cycles):
         while len(errors) < end:
             history = model.fit(
-                *gather_all(next(rounds), HIDDEN),
+                *gather_all(np.fromiter(stream, training.dtype, recipe.round_rows), HIDDEN),
                 batch_size=share,
                 shuffle=False,
                 initial_epoch=len(errors),
@@ -625,7 +592,7 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
         keras.distribution.set_distribution(None)
         model = keras.models.clone_model(keras.Model(model.inputs, model.outputs[0]))
     elif errors[-1] == min(candidates):
-        return model  # as nearly always after the one cycle of a large table, whose best weights need no second copy
+        return model  # as nearly always after the one cycle of a large table: to set its weights again would copy them
     model.set_weights(best)
     return model
 
@@ -659,7 +626,7 @@ def score(target, answers, target_info):
         units = [np.expm1(values * target_info["std"] + target_info["mean"]) for values in (target, answers)]
         return {"RMSE of log1p": error, "RMSE": metrics.root_mean_squared_error(*units)}
     if TASK == "binary":
-        second = {"AUC": metrics.roc_auc_score(target, answers)}
+        second = {"AUC": metrics.roc_auc_score(target, answers)} if len(np.unique(target)) > 1 else {}  # of two test rows, say
     else:
         second = {"accuracy": metrics.accuracy_score(target, answers.argmax(axis=1))}
         answers = answers / answers.sum(axis=1, keepdims=True)  # float32 sums to 1 only roughly

@@ -305,10 +305,20 @@ def test_a_planted_effect_is_found(pair, capsys, graphs, change, base, model):
 def test_the_largest_dates_are_held_out(pair, capsys):
     """The test rows are those of the latest dates: another target there changes nothing that was fitted."""
     table = dated(made_up())
-    parts = pair(table, {"SPLIT_COLUMN": "date"}).base.split_rows(300, pd.Categorical(table["date"]))
+    base = pair(table, {"SPLIT_COLUMN": "date"}).base
+    parts = base.split_rows(300, pd.Categorical(table["date"]))
     latest = [table["date"][parts == part].agg(["min", "max"]).tolist() for part in (0, 1, 2)]
     assert latest[0][1] < latest[1][0] <= latest[1][1] < latest[2][0]
     assert all(20 <= (parts == part).sum() <= 40 for part in (1, 2))
+    with pytest.raises(base.InputError, match="date"):
+        base.split_rows(300)  # would be other rows than those that the scripts held out
+
+
+def test_test_rows_of_one_class_have_no_auc(pair):
+    base = pair(made_up(), {"TASK": "binary"}).base
+    figures = [base.score(np.array(target), np.array([0.5, 0.75]), {"classes": ["a", "b"]}) for target in ([1, 1], [0, 1])]
+    assert figures[0] == {"log loss": pytest.approx(np.log([2, 4 / 3]).mean())}
+    assert figures[1] == {"log loss": pytest.approx(np.log([2, 4 / 3]).mean()), "AUC": 1}
 
 
 def test_row_0_is_trained(pair, monkeypatch):

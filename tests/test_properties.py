@@ -61,6 +61,13 @@ def test_every_cell_is_read_as_its_text(pair, cardinality):
     assert table["c"].tolist() == texts and table["y"].tolist() == list(range(len(texts)))
 
 
+def test_spaces_where_a_line_begins_are_kept(pair):
+    """pandas drops some of them where its buffer of 256 KB happens to end inside them."""
+    texts = [" " * 50 + "x"] * 30_000
+    one = pair(pd.DataFrame({"c": texts, "y": 1.0}))
+    assert one.call(one.base.read_table, ["c"], ["y"])["c"].categories.tolist() == texts[:1]
+
+
 @settings(max_examples=200, deadline=None)
 @given(names=st.lists(st.text(min_size=1, max_size=400) | st.sampled_from(["a", "A", "a/b", "a%2Fb", "..", ".", "con"]), min_size=1, max_size=6, unique=True))
 @example(names=["ß", "ss", "SS"])
