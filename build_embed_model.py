@@ -293,7 +293,7 @@ def read_cells(frame, column, vocabulary=None):
         raise base.InputError(f"The frame has no column {column!r}, which the model needs.")
     cells = frame[column].astype(object).reset_index(drop=True)
     if vocabulary is None:
-        numbers = base.to_numbers(cells.to_numpy())
+        numbers = base.to_numbers(cells.where(cells.notna(), "").tolist())
         if np.isinf(numbers).any():
             raise base.InputError(f"Column {column!r} holds {cells[np.isinf(numbers)].iloc[0]!r}, which is not a number.")
         return numbers.astype("float32")
