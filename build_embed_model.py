@@ -85,7 +85,7 @@ def embed_numbers(numbers, columns, training):
     for column in columns:
         known = column[training]
         known = base.sample(known[~np.isnan(known)], 1_000_000).astype("float64")
-        shares = np.linspace(0, 1, 1 + np.clip(len(known) // 100, steps, 2048))  # 100 rows apart if there are so many
+        shares = np.linspace(0, 1, 1 + np.clip(len(known) // 100, steps, 2048))  # 100 rows apart, if so many: closer is noise
         distinct = np.unique(np.quantile(known, shares))
         rungs.append(distinct[np.linspace(0, len(distinct) - 1, steps + 1).round().astype(int)])
         quartiles.append(np.quantile(known, [0.25, 0.5, 0.75]))

@@ -152,7 +152,7 @@ def check_columns(categorical_columns, numerical_columns):
 
 def check_header(header, columns, file):
     """Raise InputError where one of the columns is not once in the header of a file."""
-    header = [name for name in header if name]  # pandas invents a name for a column without one
+    header = [name for name in header if name]  # several columns may go without one: nobody can ask for them
     if not header:
         raise InputError(f"{file} is empty or names no column; a table has a header and rows below it.")
     for column in columns:
@@ -422,7 +422,7 @@ def build_model(vocabularies, target_info, recipe):
         shape = len(vocabulary), embedding_dim(len(vocabulary) - 1)
         layer = layers.Embedding(*shape, "zeros", name=f"embedding_{i}")
         vectors.append(layer(ids[:, i]))
-        # as Keras starts, whose own initializer takes three times the memory
+        # Keras's own range of start values, in a third of the memory that its initializer takes
         layer.set_weights([random.random(shape, "float32") / 10 - 0.05])
     return keras.Model([ids], dense_layers(layers.concatenate(vectors), target_info, recipe))
 
@@ -621,7 +621,7 @@ def score(target, answers, target_info):
     """Return the figures of a report by name, for the answers on some rows and their target as read_target gives it.
 
     Regression: root mean squared error in the target's units, with LOG_TARGET that of log1p(target) before it.
-    Classes: mean log loss in nats, then the area under the ROC curve (binary) or the share of right answers.
+    Classes: mean log loss in nats, then the area under the ROC curve (binary, of rows of both classes) or the share of right answers.
     """
     answers = np.asarray(answers, "float64")
     if TASK == "regression":
