@@ -448,6 +448,15 @@ def endless(rows):
         yield from rows
 
 
+def even_pieces(rows, multiple=1):
+    """Return the rows as a matrix of pieces of some 8,192 at most, all as long, because XLA compiles anew for every length.
+
+    The length is a multiple of the number given. What the last piece lacks is filled up with rows from the beginning.
+    """
+    count = 1 + len(rows) // 8192
+    return np.resize(rows, (count, -(-len(rows) // (count * multiple)) * multiple))
+
+
 def batches(size, *arrays):
     """Return inputs, or inputs and target, as fit and predict take them: on TensorFlow a dataset of their batches.
 
@@ -545,17 +554,16 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
     inputs: a list of lists of columns, the categories' row numbers first, of which a share HIDDEN is set to 0; rows are gathered
     for one round at a time. Raises InputError where training diverges.
     """
-    batch_size, share, random = recipe.batch_size, recipe.batch_size // PROCESSES, np.random.default_rng(SEED)
+    batch_size, random = recipe.batch_size, np.random.default_rng(SEED)
+    devices = len(keras.distribution.list_devices()) if keras.distribution.distribution() else 1
 
-    def gather_all(rows, hidden=0.0):
-        hide = random.random((len(rows), len(inputs[0])), "float32") < hidden
-        if keras.distribution.distribution():  # of every batch the part of this process; the last one has to suit all devices
-            end = len(rows) - len(rows) % len(keras.distribution.list_devices())
-            parts = np.split(np.arange(end), range(batch_size, end, batch_size))
-            own = np.concatenate([np.split(part, PROCESSES)[PROCESS] for part in parts])
-            rows, hide = rows[own], hide[own]
+    def gather_all(pieces, hidden=0.0):
+        hide = random.random((*pieces.shape, len(inputs[0])), "float32") < hidden
+        share = pieces.shape[1] // PROCESSES
+        own = slice(PROCESS * share, (PROCESS + 1) * share)  # of every batch the part of this process
+        rows = pieces[:, own].ravel()
         ids, *numbers = [gather(columns, rows) for columns in inputs]
-        ids[hide] = 0
+        ids[hide[:, own].reshape(ids.shape)] = 0
         answers = np.repeat(target[rows, None], recipe.members, axis=1)  # every member learns from every row
         return batches(share, (ids, *numbers), answers)
 
@@ -568,18 +576,19 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
     model.compile(optimizer, loss, metrics=shown, steps_per_execution=16, jit_compile=can_compile() if tf else "auto")
     optimizer.build(model.trainable_variables)  # before the first step, which TensorFlow would trace twice
     one_round = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: setattr(model, "stop_training", True))
-    stream, held_out = endless(training), gather_all(sample(validation, 200_000))
+    stream, held_out = endless(training), even_pieces(sample(validation, 200_000), devices)
+    validation_data = gather_all(held_out)
     errors, candidates, best = [], [], []
     for end in np.cumsum(recipe.cycles):
         while len(errors) < end:
             history = model.fit(
-                *gather_all(np.fromiter(stream, training.dtype, recipe.round_rows), HIDDEN),
-                batch_size=share,
+                *gather_all(np.fromiter(stream, training.dtype, recipe.round_rows).reshape(-1, batch_size), HIDDEN),
+                batch_size=batch_size // PROCESSES,
                 shuffle=False,
                 initial_epoch=len(errors),
                 epochs=end,  # shown beside the round's number; one_round ends this call long before
-                validation_data=held_out,
-                validation_batch_size=share,
+                validation_data=validation_data,
+                validation_batch_size=held_out.shape[1] // PROCESSES,
                 callbacks=[one_round],
                 verbose=1 if sys.stdout.isatty() else 2,
             ).history
@@ -606,10 +615,8 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
 
 
 def in_pieces(function, rows):
-    """Return what a function answers for some rows, asked for a few thousand at a time, always as many: XLA compiles for one number."""
-    count = 1 + len(rows) // 8192
-    pieces = np.resize(rows, (count, -(-len(rows) // count)))  # the last one is filled with rows from the beginning
-    return np.concatenate([function(piece) for piece in pieces])[: len(rows)]
+    """Return what a function answers for some rows, asked for one even piece at a time."""
+    return np.concatenate([function(piece) for piece in even_pieces(rows)])[: len(rows)]
 
 
 def answer(model, inputs, rows):

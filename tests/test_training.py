@@ -73,6 +73,14 @@ def test_a_step_changes_the_rows_of_the_batch_alone(base, compiled):
     assert model.optimizer._momentums[0].shape == (250_000, 1), "a row's count, which takes the place of its momentum"
 
 
+@pytest.mark.parametrize(("rows", "multiple"), [(2, 1), (8_192, 1), (20_001, 1), (200_000, 2), (33, 32)])
+def test_even_pieces_hold_every_row_and_hardly_one_twice(base, rows, multiple):
+    pieces = base.even_pieces(np.arange(7, 7 + rows), multiple)
+    assert pieces.shape[1] % multiple == 0 and pieces.shape[1] < 8_192 + multiple
+    assert pieces.size - rows < len(pieces) * multiple
+    assert np.array_equal(np.unique(pieces), np.arange(7, 7 + rows)) and np.unique(pieces, return_counts=True)[1].max() <= 2
+
+
 def test_batches_are_the_rows_in_order_and_keep_none_of_them(pair):
     base, ids, numbers, target = pair(made_up()).base, np.arange(22).reshape(11, 2), np.arange(11.0)[:, None], np.arange(11)
     (data,) = base.batches(4, (ids, numbers), target)
