@@ -17,6 +17,7 @@ Better by Default (RealMLP), 2024, arXiv:2407.04491; Cheng et al., Wide & Deep L
 import functools
 import hashlib
 import itertools
+import re
 import warnings
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -47,7 +48,7 @@ LEARNING_RATE = 5e-3  # the highest; lower it if training diverges
 
 MODEL_FILE = "embed_model.keras"
 warnings.filterwarnings("ignore", message="When providing `inputs` as a dict")  # not every column's name can be an input's
-# texts that pandas takes for missing cells unless told not to
+# the usual texts that pandas takes for missing cells unless told not to
 READ_AS_MISSING = ["NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "<NA>", "#N/A", "#NA", "#N/A N/A", "-nan", "-NaN"]
 
 
@@ -91,9 +92,9 @@ def embed_numbers(numbers, columns, training):
         quartiles.append(np.quantile(known, [0.25, 0.5, 0.75]))
     rungs, (low, median, high) = np.array(rungs), np.transpose(quartiles)
     spread = np.where(high > low, high - low, np.maximum(high - rungs[:, 0], rungs[:, -1] - low))
-    scale = 1 / np.where(spread > 0, spread, 1.0)
+    scale = 1 / np.where(spread > 1e-38, spread, 1.0)  # float32 ends at 1e38
     rungs = (rungs - median[:, None]) * scale[:, None]
-    heights = 1 / np.where(np.diff(rungs) > 1e-30, np.diff(rungs), 1.0)  # float32 ends at 1e38
+    heights = 1 / np.where(np.diff(rungs) > 1e-30, np.diff(rungs), 1.0)
     scaled = layers.Rescaling(scale.tolist(), offset=(-median * scale).tolist())(numbers)
     missing = ops.isnan(numbers)
     scaled = ops.clip(ops.where(missing, 0.0, scaled), -1e6, 1e6)  # a square must not overflow
@@ -128,19 +129,19 @@ def pair_effects(ids, pairs, sizes, target_info):
 
     Dense layers find what a category adds, but hardly what it adds beside one other category; these numbers can hold it
     (the wide part of Wide & Deep: Cheng et al. 2016, arXiv:1606.07792). The embeddings' prior keeps them at zero unless
-    their rows say otherwise. Their unit is what the vectors alone leave unexplained of the target's standard deviation, so
-    that they do not drown a small remainder; a third with classes, as measured. pairs: those of pairs_that_repeat; sizes: the
-    rows of each column's matrix.
+    their rows say otherwise. Their unit is three times what the vectors alone leave unexplained of the target's standard
+    deviation, so that they do not drown a small remainder, and 1 with classes; both were measured. pairs: those of
+    pairs_that_repeat; sizes: the rows of each column's matrix.
     """
     first, second = np.transpose(pairs)
     sizes = np.array(sizes)
     ends = np.cumsum(sizes[first] * sizes[second])
     count = min(int(ends[-1]), 2**18 - 5)  # a prime; of more pairs than this, some share a number
     offsets, factors = (-ends % count).astype("int32"), np.minimum(sizes[second], 104_729).astype("int32")
-    numbers = ops.take(ids, first, axis=1) * factors + ops.take(ids, second, axis=1) + offsets
+    positions = ops.take(ids, first, axis=1) * factors + ops.take(ids, second, axis=1) + offsets
     effects = layers.Embedding(count, base.output_count(target_info), "zeros", name="embedding_pairs")
-    unit = 3 * target_info.get("unexplained", 1 / 3) / len(pairs) ** 0.5  # their sum does not grow with the pairs; 3 was measured
-    return ops.sum(effects(ops.mod(numbers, count)), axis=1, keepdims=True) * unit
+    unit = 3 * target_info.get("unexplained", 1 / 3) / len(pairs) ** 0.5  # their sum does not grow with the pairs
+    return ops.sum(effects(ops.mod(positions, count)), axis=1, keepdims=True) * unit
 
 
 def build_model(matrices, ids, numbers, training, target_info, recipe):
@@ -169,9 +170,9 @@ def build_model(matrices, ids, numbers, training, target_info, recipe):
 def boost(ids, numbers, target, training, validation, test):
     """Return the test answers of scikit-learn's gradient boosting, the figure to beat, from these rows of the columns.
 
-    At most 1,000 iterations, stopped early on the validation rows; at most 1,000,000 training and 125,000 validation rows, as
-    each cell takes eight bytes, twice. Columns with up to 254 categories are given as categories, others as the mean target
-    of their category (cross-fitted on the training rows).
+    At most 1,000 iterations, of which those up to the best one on the validation rows count; at most 1,000,000 training and
+    125,000 validation rows, as each cell takes eight bytes, twice. Columns with up to 254 categories are given as categories,
+    others as the mean target of their category (cross-fitted on the training rows).
     """
     sampled, validation = base.sample(training, 1_000_000), base.sample(validation, 125_000)
     if base.TASK != "regression":  # a row of each class: there would be no answer for one that the sample misses
@@ -195,16 +196,18 @@ def boost(ids, numbers, target, training, validation, test):
         random_state=base.SEED,
     )
     booster.fit(features(sampled, fit=True), target[sampled], X_val=features(validation), y_val=target[validation])
-    answer = booster.predict if base.TASK == "regression" else booster.predict_proba
-    answers = base.in_pieces(lambda rows: answer(features(rows)), test)
+    best = max(1, int(np.argmax(booster.validation_score_)))  # which begins before the first iteration; fit keeps the last one
+    stages = booster.staged_predict if base.TASK == "regression" else booster.staged_predict_proba
+    answers = base.in_pieces(lambda rows: next(itertools.islice(stages(features(rows)), best - 1, None)), test)
     return answers[:, 1] if base.TASK == "binary" else answers
 
 
 def raw_model(model, vocabularies, target_info):
     """Wrap a trained model so that it takes raw columns, a dict of text and numbers, and answers in the target's units."""
     columns = [*CATEGORICAL_COLUMNS, *NUMERICAL_COLUMNS]
-    # operations bear names such as "mean", and what begins with a digit is no identifier: no two inputs share a name
-    names = [c if c.isidentifier() and c.isascii() and not hasattr(ops, c) else f"{i}_column" for i, c in enumerate(columns)]
+    # what is inside the model bears names such as "mean" and "stack_1", and no input may share one
+    taken = re.compile(rf".*\W.*|\d.*|(functional|rescaling|string_lookup|{'|'.join(dir(ops))})(_\d+)?", re.ASCII | re.DOTALL)
+    names = [f"{i}_column" if taken.fullmatch(c) else c for i, c in enumerate(columns)]
     dtypes = ["string"] * len(CATEGORICAL_COLUMNS) + ["float32"] * len(NUMERICAL_COLUMNS)
     inputs = {c: keras.Input((), dtype=dtype, name=name) for c, name, dtype in zip(columns, names, dtypes)}
     ids = [
@@ -226,6 +229,7 @@ def raw_model(model, vocabularies, target_info):
 
 @base.plain_errors()
 def main():
+    base.check_columns(CATEGORICAL_COLUMNS, NUMERICAL_COLUMNS)
     base.join_processes()
     keras.utils.set_random_seed(base.SEED)
     with base.locked_folder() as folder, ThreadPool(1) as beside:
@@ -242,6 +246,9 @@ def main():
         target_info = run["target"]
         ids = [base.row_numbers(table.pop(c), vocabulary) for c, vocabulary in zip(CATEGORICAL_COLUMNS, vocabularies)]
         numbers = [table.pop(column) for column in NUMERICAL_COLUMNS]
+        for column, vocabulary in zip(CATEGORICAL_COLUMNS, vocabularies):
+            if vocabulary["category"].str.endswith("\0").any():
+                raise base.InputError(f"Column {column!r} has cells that end in NUL, which the model file cannot hold: remove it there.")
         for column, values in zip(NUMERICAL_COLUMNS, numbers):
             if np.isnan(values[training]).all():
                 raise base.InputError(f"Column {column!r} has no number in the training rows: take it off NUMERICAL_COLUMNS.")
@@ -277,6 +284,9 @@ def main():
         raw_model(model, vocabularies, target_info).save(file)
         base.save_run(folder, {**run, "test": report, "model": hashlib.sha256(file.read_bytes()).hexdigest()})
         print(f"Saved {folder / MODEL_FILE}")
+        if base.TASK != "regression":
+            classes = target_info["classes"][1 if base.TASK == "binary" else 0 :]
+            print(f"  predict answers the probability of {', '.join(map(repr, classes))}")
 
 
 # Using what was learned
@@ -289,13 +299,13 @@ def read_cells(frame, column, vocabulary=None):
     value: 1 and 1.0 become "1", or "01" where that is the one there is. Missing cells are "" or NaN. Raises
     base.InputError where the column is not there, or what stood in the file cannot be told any more.
     """
-    if column not in frame:
-        raise base.InputError(f"The frame has no column {column!r}, which the model needs.")
+    if list(frame.columns).count(column) != 1:
+        raise base.InputError(f"The frame has no column {column!r}, or two: the model needs one; if it is not known, add it empty.")
     cells = frame[column].astype(object).reset_index(drop=True)
     if vocabulary is None:
         numbers = base.to_numbers(cells.where(cells.notna(), "").tolist())
         if np.isinf(numbers).any():
-            raise base.InputError(f"Column {column!r} holds {cells[np.isinf(numbers)].iloc[0]!r}, which is not a number.")
+            raise base.InputError(f"Column {column!r} holds {cells[np.isinf(numbers)].iloc[0]!r}, which is not a number that can be used.")
         return numbers.astype("float32")
     known, present = vocabulary["category"][1:], cells.notna()
     kind = pd.api.types.infer_dtype(cells[present])

@@ -138,8 +138,10 @@ def check_columns(categorical_columns, numerical_columns):
     """Raise InputError where the settings contradict each other."""
     if TASK not in ("regression", "binary", "multiclass"):
         raise InputError(f"TASK is {TASK!r}; it must be 'regression', 'binary' or 'multiclass'.")
-    if not categorical_columns or isinstance(categorical_columns, str) or isinstance(numerical_columns, str):
+    if not categorical_columns or not isinstance(categorical_columns, list) or not isinstance(numerical_columns, list):
         raise InputError("CATEGORICAL_COLUMNS is empty, or one of the lists is no list: name columns as in [\"dest\", \"month\"].")
+    if not isinstance(SEED, int) or SEED < 0:
+        raise InputError(f"SEED is {SEED!r}; it must be a whole number, 0 or more.")
     columns = [*categorical_columns, *numerical_columns]
     for column in columns:
         if columns.count(column) > 1:
@@ -153,8 +155,8 @@ def check_columns(categorical_columns, numerical_columns):
 def check_header(header, columns, file):
     """Raise InputError where one of the columns is not once in the header of a file."""
     header = [name for name in header if name]  # several columns may go without one: nobody can ask for them
-    if not header:
-        raise InputError(f"{file} is empty or names no column; a table has a header and rows below it.")
+    if len(header) < 2:
+        raise InputError(f"{file} is empty, or its header is not the names of two columns or more with commas between them.")
     for column in columns:
         if column not in header:
             close = difflib.get_close_matches(column, header, n=1, cutoff=0)
@@ -186,13 +188,13 @@ def read_lines(file):
                 line = reader.line_num + 1
     except (csv.Error, OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error) as error:
         raise InputError(
-            f"{file}, line {line}, or near it: not readable as CSV in UTF-8 ({error}); save or download the file again."
+            f"{file}, line {line}, or near it: not readable ({error}); save it as CSV in UTF-8, or download it again."
         ) from error
 
 
 def read_pieces(columns):
     """Yield DATA_FILE 256 rows at a time: the file, the line on which each row begins, the columns' cells by name."""
-    files = [DATA_FILE] if Path(DATA_FILE).is_file() else sorted(glob.glob(DATA_FILE))
+    files = [DATA_FILE] if os.path.isfile(DATA_FILE) else sorted(glob.glob(DATA_FILE))
     if not files:
         raise InputError(f"No file {DATA_FILE}: correct DATA_FILE in build_embeddings.py.")
     for file in files:
@@ -208,8 +210,9 @@ def read_pieces(columns):
 def to_numbers(cells):
     """Return a list of cells as float64: NaN where missing, infinite where it is no number that float32 can hold."""
     try:
-        if "_" in "".join(cells):
-            raise ValueError("float() would read 1_000")
+        text = "".join(cells)
+        if "_" in text or not text.isascii():
+            raise ValueError("float() would read 1_000 and the digits of every script")
         numbers = np.fromiter(map(float, cells), "float64", len(cells))  # seven times as fast as pandas
     except (TypeError, ValueError):
         numbers = pd.to_numeric(np.array(cells, object), errors="coerce").astype("float64")
@@ -225,22 +228,22 @@ def read_table(text_columns, number_columns):
     that it is never in memory as a whole. Raises InputError for a table that cannot be read as it is meant.
     """
     codes = {column: defaultdict(count().__next__) for column in text_columns}  # text -> its code, in the order of appearance
-    kinds = dict.fromkeys(text_columns, "b") | {column: "d" if column == TARGET_COLUMN else "f" for column in number_columns}
+    kinds = dict.fromkeys(text_columns, "i") | {column: "d" if column == TARGET_COLUMN else "f" for column in number_columns}
     table, without_target = {column: array(kind) for column, kind in kinds.items()}, []  # they grow in their place: no second copy
     for file, lines, piece in read_pieces(table):
         for column, cells in piece.items():
             if column in codes:
                 values = np.fromiter(map(codes[column].__getitem__, cells), "int32", len(cells))
-                kind = np.min_scalar_type(-len(codes[column]))  # int8, then int16 and int32 as the codes become more
-                if kind.itemsize > table[column].itemsize:
-                    table[column] = array(kind.char, table[column])
             else:
                 values = to_numbers(cells)
                 if np.isinf(values).any():
                     row = np.argmax(np.isinf(values))
+                    remedy = "leave it empty if it is missing, or list the column as categorical if it holds names or codes"
+                    if column == TARGET_COLUMN:
+                        remedy = "remove the row, or set TASK if the target names classes"
                     raise InputError(
                         f"{file}, line {lines[row]}: column {column!r} holds {cells[row][:50]!r}, which is not a number that can "
-                        "be used; correct it, leave it empty if it is missing, or make the column categorical."
+                        f"be used; write it like 1234.5, {remedy}."
                     )
             if column == TARGET_COLUMN:
                 absent = [cell == "" or value != value for cell, value in zip(cells, values)]
@@ -283,8 +286,9 @@ def split_rows(row_count, order=None):
     rank = values.rank(method="dense").to_numpy("int64")[order.codes]
     first_held_out = np.sort(rank)[[row_count - 2 * tenth, row_count - tenth]]
     part = np.searchsorted(first_held_out, rank, side="right").astype("int8")
-    if len(np.unique(part)) < 3:
-        raise InputError(f"SPLIT_COLUMN {SPLIT_COLUMN!r} has too few different values to hold out a tenth of the rows twice.")
+    sizes = np.bincount(part, minlength=3)
+    if not sizes.all() or sizes[TRAINING] < row_count / 2:
+        raise InputError(f"SPLIT_COLUMN {SPLIT_COLUMN!r} has too few values, or too many rows of one, to hold out two tenths.")
     return part
 
 
@@ -322,7 +326,6 @@ def load_rows(categorical_columns, numerical_columns):
 
     The rows of the parts are the numbers of the training, validation and test rows, int32.
     """
-    check_columns(categorical_columns, numerical_columns)
     text_columns, number_columns = [*categorical_columns], [*numerical_columns]
     (number_columns if TASK == "regression" else text_columns).append(TARGET_COLUMN)
     if SPLIT_COLUMN and SPLIT_COLUMN not in text_columns:
@@ -467,13 +470,7 @@ def batches(size, *arrays):
     if not tf:
         return arrays
     with tf.device("CPU"):  # where datasets work, whatever trains
-        rows = tf.nest.map_structure(tf.convert_to_tensor, arrays)
-        row_count = len(tf.nest.flatten(rows)[0])
-        end = row_count - row_count % size
-        full = tf.nest.map_structure(lambda values: tf.reshape(values[:end], (-1, size, *values.shape[1:])), rows)
-        data = tf.data.Dataset.from_tensor_slices(full)
-        if end < row_count:
-            data = data.concatenate(tf.data.Dataset.from_tensors(tf.nest.map_structure(lambda values: values[end:], rows)))
+        data = tf.data.Dataset.from_tensor_slices(arrays if len(arrays) > 1 else arrays[0]).batch(size)
     options = tf.data.Options()
     options.autotune.enabled = False
     return (data.with_options(options),)
@@ -486,8 +483,8 @@ class SparseAdamW(keras.optimizers.AdamW):
     learned by heart; the longer a vector, the narrower. prior: its slope for each number of a vector, in nats of the loss.
 
     Of a matrix of 500,000 numbers or more a step updates only the rows that occur in its batch, so that it costs the same at
-    any cardinality, if XLA compiles it. Such a row has no momentum, which would be that of a batch long ago; in its place is
-    counted in how many steps it occurred, for Adam's correction of the start and for the prior of the steps in which it did not. Only
+    any cardinality, if XLA compiles it. Such a matrix has no momentum, which would be stale; its place holds in how many steps each
+    row has occurred, for Adam's correction of the start and for the prior of the steps in which it did not. Only
     TensorFlow tells which rows; on other backends, and for smaller matrices, AdamW updates all rows: their vectors have less noise.
     """
 
@@ -556,6 +553,8 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
     """
     batch_size, random = recipe.batch_size, np.random.default_rng(SEED)
     devices = len(keras.distribution.list_devices()) if keras.distribution.distribution() else 1
+    if batch_size % devices:
+        raise InputError(f"{devices} devices cannot share batches of {batch_size} rows: set BATCH_SIZE to a multiple of their number.")
 
     def gather_all(pieces, hidden=0.0):
         hide = random.random((*pieces.shape, len(inputs[0])), "float32") < hidden
@@ -564,22 +563,24 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
         rows = pieces[:, own].ravel()
         ids, *numbers = [gather(columns, rows) for columns in inputs]
         ids[hide[:, own].reshape(ids.shape)] = 0
-        answers = np.repeat(target[rows, None], recipe.members, axis=1)  # every member learns from every row
-        return batches(share, (ids, *numbers), answers)
+        targets = np.repeat(target[rows, None], recipe.members, axis=1)  # every member learns from every row
+        return batches(share, (ids, *numbers), targets)
 
     steps = recipe.round_rows // batch_size * recipe.cycles[0]
     schedule = keras.optimizers.schedules.CosineDecayRestarts(learning_rate, steps, t_mul=2.0)
     prior = 2 * 40 / len(training)  # the slope of 40 / rows times a vector's squared length; 40 was measured
     optimizer = SparseAdamW(schedule, prior, weight_decay=recipe.weight_decay)
     loss = {"regression": gaussian_loss, "binary": "binary_crossentropy", "multiclass": "sparse_categorical_crossentropy"}[TASK]
-    error, shown = ("mse", [keras.metrics.MeanSquaredError("mse")]) if TASK == "regression" else ("loss", [])
-    model.compile(optimizer, loss, metrics=shown, steps_per_execution=16, jit_compile=can_compile() if tf else "auto")
+    watched, shown = ("mse", [keras.metrics.MeanSquaredError("mse")]) if TASK == "regression" else ("loss", [])
+    steps_at_once = 1 if keras.backend.backend() == "torch" else 16  # PyTorch takes one
+    model.compile(optimizer, loss, metrics=shown, steps_per_execution=steps_at_once, jit_compile=can_compile() if tf else "auto")
     optimizer.build(model.trainable_variables)  # before the first step, which TensorFlow would trace twice
     one_round = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: setattr(model, "stop_training", True))
     stream, held_out = endless(training), even_pieces(sample(validation, 200_000), devices)
     validation_data = gather_all(held_out)
-    errors, candidates, best = [], [], []
+    errors, lowest, best = [], np.inf, None
     for end in np.cumsum(recipe.cycles):
+        before = lowest
         while len(errors) < end:
             history = model.fit(
                 *gather_all(np.fromiter(stream, training.dtype, recipe.round_rows).reshape(-1, batch_size), HIDDEN),
@@ -592,20 +593,19 @@ def train(model, inputs, target, training, validation, recipe, learning_rate):
                 callbacks=[one_round],
                 verbose=1 if sys.stdout.isatty() else 2,
             ).history
-            errors += history[f"val_{error}"]
-            if len(errors) == end or len(recipe.cycles) == 1:
-                candidates.append(errors[-1])
-                if errors[-1] <= min(candidates):
-                    best.clear()  # first, so that there are never two copies of the best weights
-                    best.extend(model.get_weights())
-        if not errors[-1] < 0.999 * min(candidates[:-1], default=np.inf):
+            errors += history[f"val_{watched}"]
+            if (len(errors) == end or len(recipe.cycles) == 1) and errors[-1] <= lowest:
+                lowest, kept, best = errors[-1], len(errors), None  # None first, so that there are never two copies
+                best = model.get_weights()
+        if not errors[-1] < 0.999 * before:
             break
-    if not all(np.isfinite(values).all() for values in [errors, *best]):
+    if best is None or not all(np.isfinite(values).all() for values in [errors, *best]):
         raise InputError("Training diverged: lower LEARNING_RATE, or look for extreme values in the table.")
+    print(f"  kept: the weights after epoch {kept}")
     if keras.distribution.distribution():
         keras.distribution.set_distribution(None)
         model = keras.models.clone_model(keras.Model(model.inputs, model.outputs[0]))
-    elif errors[-1] == min(candidates):
+    elif errors[-1] == lowest:
         return model  # as nearly always after the one cycle of a large table: to set its weights again would copy them
     model.set_weights(best)
     return model
@@ -744,16 +744,18 @@ def write_projector(folder, embeddings, stems):
 
 
 def print_nearest(weights, vocabulary, column, width):
-    """Print the nearest categories, by cosine similarity, of the most frequent ones of a column; '?': too few rows."""
-    names = vocabulary["category"].map(label) + np.where(vocabulary["count"] < 20, "?", "")
+    """Print the nearest categories, by cosine similarity, of the most frequent ones of a column, last those with few rows ('?')."""
+    few = vocabulary["count"] < 20
+    names = vocabulary["category"].map(label) + np.where(few, "?", "")
     for row, similarity in enumerate(metrics.pairwise.cosine_similarity(weights[1:4], weights), 1):
-        similarity[[0, row]] = -np.inf
-        found = ", ".join(f"{names[i]} {similarity[i]:.2f}" for i in np.argsort(-similarity)[:4])
+        others = [i for i in np.lexsort((-similarity, few))[:6] if i not in (0, row)]  # those with enough rows first
+        found = ", ".join(f"{names[i]} {similarity[i]:.2f}" for i in others[:4])
         print(f"  {column if row == 1 else '':<{width}}  {names[row]} ({vocabulary['count'][row]:,} rows): {found}")
 
 
 @plain_errors()
 def main():
+    check_columns(CATEGORICAL_COLUMNS, [])
     join_processes()
     keras.utils.set_random_seed(SEED)
     with locked_folder() as folder:

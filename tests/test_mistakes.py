@@ -46,7 +46,7 @@ TABLES = [
     ("a long line", "\n".join([*LINES[:7], "k1,left,1,2,3", *LINES[7:]]), {}, "line 8"),
     ("a short line after a quoted newline", "\n".join([*LINES[:3], '"a\nb",left,1,2', "k1"]), {}, "line 6"),
     ("an open quote", "\n".join([*LINES[:7], '"k1,left,1,2', *LINES[7:]]), {}, "line"),
-    ("a semicolon for a comma", TEXT.replace(",", ";"), {}, "no column"),
+    ("a semicolon for a comma", TEXT.replace(",", ";"), {}, "commas between"),
     ("Latin-1", TEXT.replace("k1", "Zürich").encode("latin-1"), {}, "UTF-8"),
     ("UTF-16", TEXT.encode("utf-16"), {}, "UTF-8"),
     ("a table that is not gzip", TEXT, {"DATA_FILE": "t.csv.gz"}, "t.csv.gz"),
@@ -77,6 +77,9 @@ TABLES = [
     ("days before months", column("z", ["12/01/2025", "10/01/2025", "01/08/2025"] * 20), {"SPLIT_COLUMN": "z"}, "'z' 2026-01-31 '12/01/2025'"),
     ("a split with missing cells", column("z", ["", "1", "2"] * 20), {"SPLIT_COLUMN": "z"}, "'z' missing ''"),
     ("a split of two values", column("z", [1, 2] * 30), {"SPLIT_COLUMN": "z"}, "SPLIT_COLUMN 'z' few"),
+    ("a split of one value in most rows", column("z", [1] * 3 + [2] * 48 + [3] * 9), {"SPLIT_COLUMN": "z"}, "SPLIT_COLUMN 'z' many"),
+    ("no seed", TEXT, {"SEED": None}, "SEED None"),
+    ("a seed below zero", TEXT, {"SEED": -1}, "SEED -1"),
 ]  # fmt: skip
 NUMBERS = [
     ("a numerical column not there", TEXT, {"NUMERICAL_COLUMNS": ["xx"]}, "'xx' closest 'x'"),
@@ -91,6 +94,8 @@ NUMBERS = [
     ("infinite", cells("x", "-inf"), {}, "line 5 'x' '-inf'"),
     ("beyond float32", cells("x", "1e39"), {}, "line 5 'x' '1e39'"),
     ("1_000, which Python would read", cells("x", "1_000"), {}, "line 5 'x' '1_000'"),
+    ("digits of another script, which Python would read", cells("x", "٣"), {}, "line 5 'x' '٣'"),
+    ("no list of numbers", TEXT, {"NUMERICAL_COLUMNS": None}, "list"),
     ("truth values and a gap", column("x", [True, None, False] * 20), {}, "line 2 'x' 'True'"),
     ("all missing", column("x", ""), {}, "'x'"),
     # the same table with other rows: a figure on its test rows would be a leak
@@ -150,6 +155,13 @@ def test_a_mistake_that_the_second_script_finds(copy, untrained, text, model, wo
     one = copy(model=model)
     one.write("table.csv", text)
     assert_says(one.sentence(one.run_model), words)
+
+
+def test_a_category_that_a_saved_model_would_mistake_is_refused(pair):
+    """NumPy text, by which Keras saves a vocabulary, ends at a NUL: each such category would be read as unknown."""
+    one = pair(made_up(60).replace({"c": {"k1": "k1\0"}}))
+    one.run_base()
+    assert_says(one.sentence(one.run_model), "'c' NUL")
 
 
 @pytest.mark.parametrize(
@@ -229,6 +241,7 @@ def test_odd_numbers_wreck_nothing(pair, capsys, graphs):
         "constant": 5.0, "zero": 0.0, "missing but for one": [1.0] + [None] * 299, "huge": random.normal(size=300) * 1e30,
         "tiny": random.normal(size=300) * 1e-30, "outlier": [3e38] + [1.0] * 299, "largest": random.choice([-3.4e38, 3.4e38], 300),
         "small steps far off": 1e9 + np.arange(300.0), "next to nothing": random.choice([0.0, 1e-40, 1.0], 300),
+        "all but nothing": random.choice([0.0, 1e-40], 300),
     }  # fmt: skip
     one = pair(table.assign(**odd), {"EPOCHS": 8}, {"NUMERICAL_COLUMNS": ["x", *odd], "EPOCHS": 30}).run()
     figures = report(capsys.readouterr().out)
@@ -398,6 +411,8 @@ def test_the_first_script_works_over_damaged_files(copy, monkeypatch, damage):
         pytest.param(lambda frame: frame.assign(x="12,5"), "'12,5'", id="text among the numbers"),
         pytest.param(lambda frame: frame.assign(x=np.inf), "'x'", id="infinite"),
         pytest.param(lambda frame: frame.drop(columns="x"), "'x'", id="a numerical column missing"),
+        pytest.param(lambda frame: frame[["x", *frame.columns]], "'x'", id="a numerical column twice"),
+        pytest.param(lambda frame: frame[["c", *frame.columns]], "'c'", id="a categorical column twice"),
     ],
 )
 def test_frames_that_predict_refuses(trained, change, match):

@@ -12,7 +12,9 @@ import pandas as pd
 import pytest
 from conftest import ROOT, made_up, report
 from forward import forward
+from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import RidgeCV
+from sklearn.metrics import log_loss
 from sklearn.model_selection import KFold, cross_val_score
 
 
@@ -189,6 +191,25 @@ def test_a_target_of_noise_cannot_be_predicted(pair, capsys, graphs):
     assert all(figure[0] > 0.95 * mean for figure in figures.values()), (mean, figures)
 
 
+def test_boosting_answers_by_its_best_iteration(pair, monkeypatch):
+    """Fit each number of iterations by itself: with a target of pure noise the best is not the last."""
+    table = made_up(600).assign(y=np.random.default_rng(1).choice(["a", "b"], 600))
+    one = pair(table, {"TASK": "binary"})
+    monkeypatch.chdir(one.folder)
+    columns, parts, target, *_ = one.base.load_rows(["c", "d"], ["x"])
+    ids = [one.base.row_numbers(columns[c], one.base.build_vocabulary(columns[c], parts[0])) for c in ("c", "d")]
+    features = np.column_stack([*ids, columns["x"]])
+    answers, losses = [], []
+    for iterations in range(1, 11):
+        booster = HistGradientBoostingClassifier(
+            max_iter=iterations, early_stopping=False, categorical_features=[0, 1], random_state=one.base.SEED
+        ).fit(features[parts[0]], target[parts[0]])
+        answers.append(booster.predict_proba(features[parts[2]])[:, 1])
+        losses.append(log_loss(target[parts[1]], booster.predict_proba(features[parts[1]])[:, 1]))
+    assert np.argmin(losses) < 9
+    np.testing.assert_allclose(one.model.boost(ids, [columns["x"]], target, *parts), answers[np.argmin(losses)], rtol=1e-6)
+
+
 def test_boosting_knows_every_class(pair, monkeypatch, capsys):
     """Two classes as "multiclass" beside many categories; three classes, of which the sample of the rows has no rare one."""
     random = np.random.default_rng(0)
@@ -258,9 +279,22 @@ def test_any_column_name_has_files_of_its_own_inside_the_folder(pair):
     assert len(one.embed(table)) == 60
 
 
+def test_the_nearest_categories_are_named_first_if_they_have_enough_rows(pair, capsys):
+    vocabulary = pd.DataFrame({"category": ["<unknown>", *"abcdefg"], "count": [0, 90, 80, 70, 60, 50, 19, 3]})
+    angles = np.array([0.0, 0.0, 0.5, 0.2, 0.4, 0.3, 0.1, 0.05])  # of the vectors: f and g are the nearest to a, of few rows
+    weights = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    pair(made_up()).base.print_nearest(weights, vocabulary, "column", 6)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"  column  a (90 rows): c {np.cos(0.2):.2f}, e {np.cos(0.3):.2f}, d {np.cos(0.4):.2f}, b {np.cos(0.5):.2f}"
+    vocabulary["count"] = [0, 90, 80, 70, 9, 8, 7, 6]
+    pair(made_up()).base.print_nearest(weights, vocabulary, "column", 6)
+    assert capsys.readouterr().out.splitlines()[0].endswith(f": c {np.cos(0.2):.2f}, b {np.cos(0.5):.2f}, g? 1.00, f? {np.cos(0.1):.2f}")
+
+
 def test_columns_may_be_called_as_keras_calls_its_operations(pair):
-    table = made_up(60).rename(columns={"c": "stack", "x": "mean"}).assign(cast=1.0, column_0=2.0, **{"a b": 3.0})
-    one = pair(table, {"CATEGORICAL_COLUMNS": ["stack", "d"]}, {"NUMERICAL_COLUMNS": ["mean", "cast", "a b", "column_0"]}).run()
+    names = ["mean", "cast", "a b", "column_0", "1_column", "stack_1", "cast_1", "functional_1", "string_lookup", "rescaling_2", "get_item"]
+    table = made_up(60).rename(columns={"c": "stack", "x": "mean"}).assign(**dict.fromkeys(names[1:], 1.0))
+    one = pair(table, {"CATEGORICAL_COLUMNS": ["stack", "d"]}, {"NUMERICAL_COLUMNS": names}).run()
     assert np.isfinite(one.predict(table)).all()
 
 
