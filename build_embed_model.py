@@ -351,7 +351,8 @@ def predict(frame):
     }
     if not len(frame):
         return np.empty((0, *model.output_shape[1:]))
-    return model.predict(*base.batches(8192, inputs), batch_size=8192, verbose=0)
+    rows = np.arange(len(frame))
+    return base.in_pieces(lambda piece: model.predict_on_batch({column: cells[piece] for column, cells in inputs.items()}), rows)
 
 
 def embed(frame):
