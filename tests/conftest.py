@@ -84,12 +84,15 @@ class Pair:
             return function(*arguments)
 
     def run_base(self):
-        keras.backend.clear_session()  # layers get the same automatic names in every run, as in a process of their own
-        self.call(self.base.main)
+        self.run_script(self.base)
 
     def run_model(self):
-        keras.backend.clear_session()
-        self.call(self.model.main)
+        self.run_script(self.model)
+
+    def run_script(self, script):
+        """Call what the guard of a script calls."""
+        keras.backend.clear_session()  # layers get the same automatic names in every run, as in a process of their own
+        self.call(self.base.run_script, script.main)
 
     def run(self):
         self.run_base()
@@ -107,9 +110,9 @@ class Pair:
         return self.base.split_rows(len(self.table), order) == self.base.TEST
 
     def saved(self):
-        """Return the bytes of every file in embeddings/ by path; the lock is nobody's result."""
+        """Return the bytes of every file in embeddings/ by path."""
         found = {str(file.relative_to(self.embeddings)): file for file in self.embeddings.rglob("*")}
-        return {name: file.read_bytes() for name, file in found.items() if file.is_file() and name != ".lock"}
+        return {name: file.read_bytes() for name, file in found.items() if file.is_file()}
 
     def sentence(self, run):
         """Return the one sentence in which a run ends; check that it changed nothing that was saved before."""

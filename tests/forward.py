@@ -23,11 +23,8 @@ FUNCTIONS = {
     "relu": relu,
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "softmax": softmax,
-    "silu": lambda x: x / (1 + np.exp(-x)),
-    "tanh": np.tanh,
 }
 LAYERS = {  # (config, weights, inputs) -> output
-    "Dropout": lambda c, w, x: x,  # nothing is dropped when predicting
     "Embedding": lambda c, w, x: w[0][x],
     "Dense": lambda c, w, x: FUNCTIONS[c["activation"]](x @ w[0] + (w[1] if len(w) > 1 else 0)),
     "EinsumDense": lambda c, w, x: FUNCTIONS[c["activation"]](np.einsum(c["equation"], x, w[0]) + (w[1] if len(w) > 1 else 0)),
@@ -35,7 +32,6 @@ LAYERS = {  # (config, weights, inputs) -> output
     "Flatten": lambda c, w, x: x.reshape(len(x), -1),
     "Reshape": lambda c, w, x: x.reshape(len(x), *c["target_shape"]),
     "RepeatVector": lambda c, w, x: np.repeat(x[:, None], c["n"], axis=1),
-    "Normalization": lambda c, w, x: (x - np.float32(c["mean"])) / np.sqrt(np.float32(c["variance"])),
     "Rescaling": lambda c, w, x: x * np.float32(c["scale"]) + np.float32(c["offset"]),
     "Cast": lambda c, w, x: x.astype(c["dtype"] if isinstance(c["dtype"], str) else "float32"),
     "Stack": lambda c, w, x: np.stack(x, axis=c["axis"]),

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -131,6 +132,14 @@ def untrained(monkeypatch):
     monkeypatch.setattr(keras.Model, "fit", lambda *a, **k: pytest.fail("training began"))
 
 
+def test_the_guard_of_these_tests_guards(copy, untrained):
+    """Without a mistake both scripts get as far as training, where `untrained` fails."""
+    one = copy()
+    for run in (one.run_base, one.run_model):
+        with pytest.raises(pytest.fail.Exception, match="training began"):
+            run()
+
+
 def assert_says(sentence, words):
     assert sentence.startswith(("Error: ", "Stopped")) and len(sentence) < 500, sentence
     missing = [word for word in words.split(" ") if word not in sentence]
@@ -186,7 +195,7 @@ def test_the_split_among_the_numbers_is_refused(copy, untrained):
 
 def read(one, columns, numbers):
     """Return the columns as the scripts read them from the table."""
-    table = one.call(one.base.read_table, columns, numbers)
+    table = one.call(one.base.read_table, one.base.DATA_FILE, columns, numbers, "y")
     return {name: list(values) for name, values in table.items()}
 
 
@@ -215,9 +224,10 @@ def test_quoted_newlines_and_delimiters_are_text(pair):
 
 def test_a_column_may_be_an_input_and_split_the_table(pair):
     one = pair(TABLE.assign(day=range(60)), {"CATEGORICAL_COLUMNS": ["c", "day"], "SPLIT_COLUMN": "day"})
-    table, parts, *_ = one.call(one.base.load_rows, ["c", "day"], [])
-    assert list(map(list, parts)) == [list(range(48)), list(range(48, 54)), list(range(54, 60))]
-    assert list(table["day"]) == [str(day) for day in range(60)]
+    rows = one.call(one.base.load_rows, ["c", "day"], [])
+    parts = [list(part) for part in (rows.training, rows.validation, rows.test)]
+    assert parts == [list(range(48)), list(range(48, 54)), list(range(54, 60))]
+    assert list(rows.table["day"]) == [str(day) for day in range(60)]
 
 
 def test_a_cell_of_any_length_is_read(pair):
@@ -553,13 +563,35 @@ def test_killed_while_moving_the_files(copy, monkeypatch, script, moves):
         assert np.isfinite(one.predict(TABLE)).all()
 
 
-def test_two_runs_at_once_in_one_folder(copy, untrained):
-    fcntl = pytest.importorskip("fcntl")
-    one = copy()
-    with open(one.embeddings / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for run in (one.run_base, one.run_model):
-            assert_says(one.sentence(run), "Another embeddings")
+def test_of_two_runs_at_once_the_one_that_ends_last_is_saved(copy, monkeypatch):
+    """Another first run, from its start to its end, while this one trains: no file of it is left."""
+    one, two = copy({"CATEGORICAL_COLUMNS": ["c"]}), copy({"CATEGORICAL_COLUMNS": ["d"]})
+    fit = keras.Model.fit
+
+    def meanwhile(*arguments, **settings):
+        monkeypatch.setattr(keras.Model, "fit", fit)
+        two.run_base()
+        assert {"d.npy"} == {name for name in two.saved() if name.endswith(".npy")}
+        return fit(*arguments, **settings)
+
+    monkeypatch.setattr(keras.Model, "fit", meanwhile)
+    one.run_base()
+    assert {"c.npy"} == {name for name in one.saved() if name.endswith(".npy")}
+    assert len(one.embed(TABLE)) == 60
+
+
+def test_a_model_is_not_saved_beside_the_vectors_of_another_run(copy, second_run, monkeypatch):
+    """A first run ends while the second script trains on the vectors before it."""
+    one, fit = copy(), keras.Model.fit
+
+    def meanwhile(*arguments, **settings):
+        shutil.copytree(second_run.embeddings, one.embeddings, dirs_exist_ok=True)
+        return fit(*arguments, **settings)
+
+    monkeypatch.setattr(keras.Model, "fit", meanwhile)
+    with pytest.raises(SystemExit, match="Another run .* build_embed_model.py again"):
+        one.run_model()
+    assert one.saved() == second_run.saved()
 
 
 def test_a_file_where_the_folder_should_be(copy, untrained):
@@ -567,15 +599,15 @@ def test_a_file_where_the_folder_should_be(copy, untrained):
     assert_says(one.sentence(one.run_base), "table.csv")
 
 
-def test_a_read_only_folder(copy, untrained):
+def test_a_read_only_folder(copy, untrained, monkeypatch):
+    """Root may write everywhere, so the refusal is the system's in name only."""
+
+    def refused(path, *arguments, **settings):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
     one = copy()
-    one.embeddings.chmod(0o500)
-    try:
-        if os.access(one.embeddings, os.W_OK):
-            pytest.skip("root may write everywhere")
-        assert_says(one.sentence(one.run_base), "embeddings")
-    finally:
-        one.embeddings.chmod(0o700)
+    monkeypatch.setattr(Path, "mkdir", refused)
+    assert_says(one.sentence(one.run_base), "embeddings/ Permission EMBEDDINGS_DIR")
 
 
 # Numbers

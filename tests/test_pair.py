@@ -1,6 +1,7 @@
 """The two scripts as a pair: what they save is what they trained, and no test row has a part in it."""
 
 import csv
+import os
 import re
 import subprocess
 import sys
@@ -61,14 +62,42 @@ def test_saved_vectors_are_the_layers_and_numpy_gives_the_same_answers(pair, fit
     assert printed == pytest.approx(np.sqrt(np.mean(errors**2)), rel=2e-3)
 
 
-@pytest.mark.parametrize("task", ["regression", "log", "binary", "multiclass"])
-def test_numpy_forward_pass_equals_predict(pair, task):
+def of_task(task):
+    """Return a table with a target of this kind, and the settings for it."""
     table = made_up()
     if task == "log":
         table["y"] = np.exp(table["y"] / 4)
     elif task != "regression":
         table["y"] = pd.cut(table["y"], [-99, 8, 99] if task == "binary" else [-99, 5, 10, 99], labels=False).map("class {}".format)
-    settings = {"TASK": "regression" if task == "log" else task, "LOG_TARGET": task == "log"}
+    return table, {"TASK": "regression" if task == "log" else task, "LOG_TARGET": task == "log"}
+
+
+TASKS = ["regression", "log", "binary", "multiclass"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_reports_figures_are_those_of_predict_on_the_test_rows(pair, capsys, task):
+    table, settings = of_task(task)
+    one = pair(table, settings).run()
+    test = one.test_rows()
+    printed = report(capsys.readouterr().out)["embeddings + numerical columns"]
+    answers, y = one.predict(table[test]), table["y"][test].to_numpy()
+    if task in ("regression", "log"):
+        figures = [np.sqrt(np.mean((answers - y) ** 2))]
+        if task == "log":
+            figures.insert(0, np.sqrt(np.mean((np.log1p(answers) - np.log1p(y)) ** 2)))
+    else:
+        truth = np.searchsorted(sorted(set(table["y"])), y)
+        chances = np.stack([1 - answers, answers], axis=1) if task == "binary" else answers / answers.sum(axis=1, keepdims=True)
+        above = answers[truth == 1][:, None] - answers[truth == 0] if task == "binary" else None
+        second = np.mean((above > 0) + (above == 0) / 2) if task == "binary" else np.mean(chances.argmax(axis=1) == truth)
+        figures = [-np.mean(np.log(chances[range(len(y)), truth])), second]
+    assert printed == [pytest.approx(figure, rel=2e-3) for figure in figures]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_numpy_forward_pass_equals_predict(pair, task):
+    table, settings = of_task(task)
     one = pair(table, settings, {"TRAIN_EMBEDDINGS": False}).run()
     model = one.trained_model()
     for column, trained in zip(["c", "d"], embedding_weights(model), strict=True):
@@ -151,7 +180,8 @@ def test_test_rows_do_not_order_equally_frequent_categories(pair):
     base = pair(made_up()).base
     for in_test in "abcd":
         cells = [in_test, *"cabba"]
-        vocabulary = base.build_vocabulary(pd.Categorical(cells, categories=list(dict.fromkeys(cells))), np.arange(1, 6))
+        table = pd.DataFrame({"c": pd.Categorical(cells, categories=list(dict.fromkeys(cells)))})
+        vocabulary = base.build_vocabularies(table, np.arange(1, 6))["c"]
         assert list(zip(vocabulary["category"][1:], vocabulary["count"][1:])) == [("a", 2), ("b", 2), ("c", 1)]
 
 
@@ -159,14 +189,14 @@ def test_a_planted_leak_is_caught(pair):
     """The check above must see it when a third of the test rows is trained on: in vectors, vocabulary, scales, weights."""
 
     def leak(one):
-        split = one.base.split_rows
+        split = one.base.split
 
         def leaky(*arguments):
             part = split(*arguments)
             part[np.flatnonzero(part == one.base.TEST)[::3]] = one.base.TRAINING
             return part
 
-        one.base.split_rows = leaky
+        one.base.split = leaky
 
     changed = what_test_rows_change(pair, leak)
     assert {"c.npy", "c.csv", "d.npy", "d.csv", "model: config.json"} <= changed
@@ -196,9 +226,12 @@ def test_boosting_answers_by_its_best_iteration(pair, monkeypatch):
     table = made_up(600).assign(y=np.random.default_rng(1).choice(["a", "b"], 600))
     one = pair(table, {"TASK": "binary"})
     monkeypatch.chdir(one.folder)
-    columns, parts, target, *_ = one.base.load_rows(["c", "d"], ["x"])
-    ids = [one.base.row_numbers(columns[c], one.base.build_vocabulary(columns[c], parts[0])) for c in ("c", "d")]
-    features = np.column_stack([*ids, columns["x"]])
+    rows = one.base.load_rows(["c", "d"], ["x"])
+    numbers = rows.table[["x"]]
+    vocabularies = one.base.build_vocabularies(rows.table[["c", "d"]], rows.training)
+    ids = one.base.to_ids(rows.table, vocabularies)
+    features, target = np.column_stack([ids, numbers]), rows.target
+    parts = rows.training, rows.validation, rows.test
     answers, losses = [], []
     for iterations in range(1, 11):
         booster = HistGradientBoostingClassifier(
@@ -207,7 +240,7 @@ def test_boosting_answers_by_its_best_iteration(pair, monkeypatch):
         answers.append(booster.predict_proba(features[parts[2]])[:, 1])
         losses.append(log_loss(target[parts[1]], booster.predict_proba(features[parts[1]])[:, 1]))
     assert np.argmin(losses) < 9
-    np.testing.assert_allclose(one.model.boost(ids, [columns["x"]], target, *parts), answers[np.argmin(losses)], rtol=1e-6)
+    np.testing.assert_allclose(one.model.boost(ids, numbers, rows), answers[np.argmin(losses)], rtol=1e-6)
 
 
 def test_boosting_knows_every_class(pair, monkeypatch, capsys):
@@ -219,7 +252,7 @@ def test_boosting_knows_every_class(pair, monkeypatch, capsys):
     training = np.flatnonzero(one.base.split_rows(600) == one.base.TRAINING)
     table.loc[training[:3], "y"] = "rare"
     one = pair(table, {"TASK": "multiclass"})
-    monkeypatch.setattr(one.base, "sample", lambda rows, limit: np.setdiff1d(rows, training[:3]))
+    monkeypatch.setattr(one.base, "sample", lambda rows, limit, seed: np.setdiff1d(rows, training[:3]))
     one.run()
     assert len(report(capsys.readouterr().out)["gradient boosting (scikit-learn)"]) == 2
 
@@ -280,15 +313,15 @@ def test_any_column_name_has_files_of_its_own_inside_the_folder(pair):
 
 
 def test_the_nearest_categories_are_named_first_if_they_have_enough_rows(pair, capsys):
-    vocabulary = pd.DataFrame({"category": ["<unknown>", *"abcdefg"], "count": [0, 90, 80, 70, 60, 50, 19, 3]})
-    angles = np.array([0.0, 0.0, 0.5, 0.2, 0.4, 0.3, 0.1, 0.05])  # of the vectors: f and g are the nearest to a, of few rows
+    vocabulary = pd.DataFrame({"category": ["<unknown>", *"abcdefghij"], "count": [0, 90, 80, 70, 60, 50, 19, 3, 2, 2, 2]})
+    angles = np.array([0.0, 0.0, 0.5, 0.2, 0.4, 0.3, 0.1, 0.05, 3, 3, 3])  # of the vectors: f and g are the nearest to a, of few rows
     weights = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    pair(made_up()).base.print_nearest(weights, vocabulary, "column", 6)
-    lines = capsys.readouterr().out.splitlines()
+    pair(made_up()).base.print_nearest([weights], {"column": vocabulary})
+    lines = capsys.readouterr().out.splitlines()[1:]
     assert lines[0] == f"  column  a (90 rows): c {np.cos(0.2):.2f}, e {np.cos(0.3):.2f}, d {np.cos(0.4):.2f}, b {np.cos(0.5):.2f}"
-    vocabulary["count"] = [0, 90, 80, 70, 9, 8, 7, 6]
-    pair(made_up()).base.print_nearest(weights, vocabulary, "column", 6)
-    assert capsys.readouterr().out.splitlines()[0].endswith(f": c {np.cos(0.2):.2f}, b {np.cos(0.5):.2f}, g? 1.00, f? {np.cos(0.1):.2f}")
+    vocabulary["count"] = [0, 90, 80, 70, 9, 8, 7, 6, 2, 2, 2]
+    pair(made_up()).base.print_nearest([weights], {"column": vocabulary})
+    assert capsys.readouterr().out.splitlines()[1].endswith(f": c {np.cos(0.2):.2f}, b {np.cos(0.5):.2f}, g? 1.00, f? {np.cos(0.1):.2f}")
 
 
 def test_columns_may_be_called_as_keras_calls_its_operations(pair):
@@ -355,15 +388,17 @@ def test_test_rows_of_one_class_have_no_auc(pair):
     assert figures[1] == {"log loss": pytest.approx(np.log([2, 4 / 3]).mean()), "AUC": 1}
 
 
-def test_row_0_is_trained(pair, monkeypatch):
-    """Weight decay alone would shorten row 0 and leave its direction; what it learned turns it."""
+def test_row_0_is_trained_by_the_cells_that_are_hidden(pair, monkeypatch):
+    """Without the prior nothing else can move it: it stays at its start where no cell is hidden."""
     starts, fit = [], keras.Model.fit
-    monkeypatch.setattr(keras.Model, "fit", lambda model, *a, **k: (starts or starts.extend(embedding_weights(model)), fit(model, *a, **k))[1])
-    one = pair(made_up(), {"EPOCHS": 3})
-    one.run_base()
-    for column, start in zip(["c", "d"], starts, strict=True):
-        row, begin = one.matrix(column)[0][0], start[0]
-        assert row @ begin / np.linalg.norm(row) / np.linalg.norm(begin) < 0.999, column
+    monkeypatch.setattr(keras.Model, "fit", lambda model, *a, **k: (starts.append(embedding_weights(model)), fit(model, *a, **k))[1])
+    one = pair(made_up())
+    one.base.PRIOR = 0
+    for one.base.HIDDEN in (0.05, 0):
+        starts.clear()
+        one.run_base()
+        for column, start in zip(["c", "d"], starts[0], strict=True):
+            assert np.array_equal(one.matrix(column)[0][0], start[0]) == (one.base.HIDDEN == 0), column
 
 
 def test_row_0_answers_as_a_model_without_the_column(pair, capsys, graphs):
@@ -386,17 +421,40 @@ def test_row_0_answers_as_a_model_without_the_column(pair, capsys, graphs):
     assert figures[1]["embeddings + numerical columns"][0] < figures[1]["mean of the training rows"][0], "nothing was learned"
 
 
-# Same bits, and a real process
+# Same bits, real processes and other backends
 
 
-def processes(one):
+def processes(one, **environment):
     """Run both scripts as a user does; return what they printed, without seconds and progress."""
     printed = ""
     for script in ("build_embeddings", "build_embed_model"):
-        done = subprocess.run([sys.executable, f"{script}.py"], cwd=one.folder, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            [sys.executable, f"{script}.py"], cwd=one.folder, capture_output=True, text=True, timeout=300, env={**os.environ, **environment}
+        )
         assert done.returncode == 0, done.stderr
         printed += done.stdout
     return re.sub(r"\d+(\.\d+)? ?(m?s)\b.*", "", printed)
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_another_backend_trains_and_tensorflow_predicts(pair, backend):
+    """The report's figure of the model that was trained elsewhere is that of predict here."""
+    pytest.importorskip(backend, reason=f"{backend} is not installed")
+    one = pair(made_up(), {"EPOCHS": 3}, {"EPOCHS": 3})
+    printed = report(processes(one, KERAS_BACKEND=backend))["embeddings + numerical columns"]
+    test = one.test_rows()
+    assert printed == [pytest.approx(np.sqrt(np.mean((one.predict(one.table) - one.table["y"])[test] ** 2)), rel=2e-3)]
+
+
+def test_two_devices_learn_what_one_does(pair):
+    """With JAX, each device computing half of every batch; NPROC gives its devices threads that need not wait for each other."""
+    pytest.importorskip("jax", reason="JAX is not installed")
+    one, two = (pair(made_up(), {"BATCH_SIZE": 32}) for _ in range(2))
+    processes(one, KERAS_BACKEND="jax")
+    processes(two, KERAS_BACKEND="jax", XLA_FLAGS="--xla_force_host_platform_device_count=2", NPROC="8")
+    for column in ("c", "d"):
+        np.testing.assert_allclose(one.matrix(column)[0], two.matrix(column)[0], atol=1e-5)
+    np.testing.assert_allclose(one.predict(one.table), two.predict(one.table), rtol=1e-3)
 
 
 def test_one_seed_gives_one_result_and_another_seed_another(pair):

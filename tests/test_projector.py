@@ -69,10 +69,11 @@ def server(airports, tmp_path_factory):
     pytest.importorskip("tensorboard", reason="TensorBoard is not installed (tests/requirements.txt)")
     folder = tmp_path_factory.mktemp("projector")
     odd = pd.DataFrame({"category": ["<unknown>", "a\tb\nc", "", '"quoted"', "São Paulo 🛫"], "count": [0, 4, 3, 2, 1]})
-    embeddings = {"dest": airports, "odd/name": (np.eye(5, dtype="float32"), odd)}
+    weights, vocabulary = airports
+    vocabularies, stems = {"dest": vocabulary, "odd/name": odd}, {"dest": "dest", "odd/name": "odd%2Fname"}
     write_projector = Pair(folder).base.write_projector
     (folder / "embeddings").mkdir()
-    write_projector(folder / "embeddings", embeddings, {"dest": "dest", "odd/name": "odd%2Fname"})
+    write_projector(folder / "embeddings", [weights, np.eye(5, dtype="float32")], vocabularies, stems)
     command = shlex.split(re.search(r"^\.venv/bin/tensorboard (.*)$", README, re.MULTILINE)[1])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

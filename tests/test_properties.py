@@ -41,7 +41,7 @@ def test_every_text_keeps_its_own_vector(folder, texts, name):
     one = Pair(folder, base={"CATEGORICAL_COLUMNS": [name]}, model={"NUMERICAL_COLUMNS": []})
     one.write("table.csv", as_csv(table))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(one.base, "train", lambda model, *rest: model)  # vectors at their random start are all different, too
+        patch.setattr(one.base, "train", lambda model, *rest: (model, 1.0))  # vectors at their random start are all different, too
         one.run_base()
     (stem,) = [file[:-4] for file in one.saved() if file.endswith(".npy")]
     weights, vocabulary = one.matrix(stem)
@@ -57,7 +57,7 @@ def test_every_cell_is_read_as_its_text(pair, cardinality):
     """Also where the codes of a column outgrow one byte or two on the way."""
     texts = [f"{i:x}" for i in [*range(cardinality), *np.random.default_rng(0).integers(0, cardinality, 1000)]]
     one = pair(pd.DataFrame({"c": texts, "y": range(len(texts))}))
-    table = one.call(one.base.read_table, ["c"], ["y"])
+    table = one.call(one.base.read_table, "table.csv", ["c"], ["y"], "y")
     assert table["c"].tolist() == texts and table["y"].tolist() == list(range(len(texts)))
 
 
@@ -65,7 +65,8 @@ def test_spaces_where_a_line_begins_are_kept(pair):
     """pandas drops some of them where its buffer of 256 KB happens to end inside them."""
     texts = [" " * 50 + "x"] * 30_000
     one = pair(pd.DataFrame({"c": texts, "y": 1.0}))
-    assert one.call(one.base.read_table, ["c"], ["y"])["c"].categories.tolist() == texts[:1]
+    table = one.call(one.base.read_table, "table.csv", ["c"], ["y"], "y")
+    assert table["c"].cat.categories.tolist() == texts[:1]
 
 
 @settings(max_examples=200, deadline=None)
