@@ -8,7 +8,7 @@ a network learns from both, with one number more for each pair of categories. On
 neither script trained on, a report compares it with gradient boosting: on the flights in data/ an
 error of 6.6 minutes beside 7.2, after a minute on two cores. Saved is embeddings/embed_model.keras,
 which takes the columns as they stand in the file (text, unscaled numbers, missing cells) and
-answers in the target's units or with probabilities; predict and embed below use what was saved.
+predicts in the target's units, or probabilities; predict and embed below use what was saved.
 
 Sources: Gorishniy et al. 2022, arXiv:2203.05556 (numbers); Gorishniy et al. 2024, arXiv:2410.24210
 (TabM); Holzmüller et al. 2024, arXiv:2407.04491 (RealMLP); Cheng et al. 2016, arXiv:1606.07792
@@ -52,58 +52,51 @@ def main():
     folder = base.open_folder(base.EMBEDDINGS_DIR)
     print(f"Loading embeddings from {folder}/")
     run = base.read_run(folder)
-    matrices, vocabularies = load_embeddings(CATEGORICAL_COLUMNS, run)
-    rows = base.load_rows(CATEGORICAL_COLUMNS, NUMERICAL_COLUMNS)
-    check_rows(rows, run, vocabularies)
+    embeddings = {column: load_embedding(column, run) for column in CATEGORICAL_COLUMNS}
+    matrices = [weights for weights, _ in embeddings.values()]
+    vocabularies = {column: vocabulary for column, (_, vocabulary) in embeddings.items()}
+    data = base.load_rows(CATEGORICAL_COLUMNS, NUMERICAL_COLUMNS)
+    check_rows(data, run, vocabularies)
     keras.utils.set_random_seed(base.SEED)
-    ids = base.to_ids(rows.table, vocabularies)
-    numbers = rows.table
+    ids = base.to_ids(data.table, vocabularies)
+    numbers = data.table
     inputs = [ids, numbers] if NUMERICAL_COLUMNS else [ids]
 
     title = f"Training on {len(matrices)} embeddings + {len(NUMERICAL_COLUMNS)} numerical columns"
     with base.stage(f"{title}, beside gradient boosting"), ThreadPool(1) as beside:
         if not base.PROCESS:  # a small network's steps leave part of the processors idle
-            boosting = beside.apply_async(boost, (ids, numbers, rows))
-        recipe = base.choose_recipe(len(rows.training), EPOCHS, alone=False)
-        model = build_model(matrices, ids, numbers, rows, recipe, run["validation_error"])
-        model, _ = base.train(model, inputs, rows, recipe, LEARNING_RATE)
+            boosting = beside.apply_async(boost, (ids, numbers, data))
+        recipe = base.choose_recipe(len(data.training), EPOCHS, with_numbers=True)
+        model = build_model(matrices, ids, numbers, data, recipe, run["validation_error"])
+        model, _ = base.train(model, inputs, data, recipe, LEARNING_RATE)
         if base.PROCESS:
             return  # of several processes the first one reports and saves
-        answers = base.answer(model, inputs, rows.test)
+        predictions = base.predict_rows(model, inputs, data.test)
         print("  waiting for gradient boosting, if it is not done")
         boosted = boosting.get()
 
-    target, info = rows.target[rows.test], rows.target_info
+    target, info = data.target[data.test], data.target_info
     report = {
-        "mean of the training rows": base.score(target, mean_answers(rows), info),
+        "mean of the training rows": base.score(target, mean_prediction(data), info),
         "gradient boosting (scikit-learn)": base.score(target, boosted, info),
         base.ALONE: run["test"][base.ALONE],
-        "embeddings + numerical columns": base.score(target, answers, info),
+        "embeddings + numerical columns": base.score(target, predictions, info),
     }
     print_report(report, len(target), base.TARGET_COLUMN)
     save_model(folder, run, raw_model(model, vocabularies, info), report)
     if base.TASK != "regression":
-        answered = info["classes"][1 if base.TASK == "binary" else 0 :]
-        print(f"  predict answers the probability of {', '.join(map(repr, answered))}")
+        predicted = info["classes"][1 if base.TASK == "binary" else 0 :]
+        print(f"  predict returns the probability of {', '.join(map(repr, predicted))}")
 
 
 # The vectors
 
 
-def load_embeddings(columns, run):
-    """Return the weights, (cardinality + 1, dimension), and the vocabulary of each column.
+def load_embedding(column, run):
+    """Return the weights, (cardinality + 1, dimension), and the vocabulary of a column.
 
     Raises base.InputError where files are missing, damaged, or not of one and the same run.
     """
-    matrices, vocabularies = [], {}
-    for column in columns:
-        matrix, vocabularies[column] = load_embedding(column, run)
-        matrices.append(matrix)
-    return matrices, vocabularies
-
-
-def load_embedding(column, run):
-    """Return the weights and the vocabulary of one column; see load_embeddings."""
     saved = run.get("columns", {}).get(column)
     if saved is None:
         raise base.InputError(f"{base.EMBEDDINGS_DIR}/ has no embedding of {column!r}: "
@@ -180,9 +173,9 @@ def embed_numbers(numbers, medians, scales, steps):
 def pairs_that_repeat(ids, training):
     """Return the pairs of columns whose pairs of categories are worth a number each.
 
-    In a sample of the training rows they come up twice or more on average, else their numbers would
-    hold single rows by heart; and there are more of them than categories in either column, as of a
-    plane and its maker the plane says all. Of many columns those with the most categories are taken.
+    They come up twice or more on average, else their numbers would hold single rows by heart; and
+    there are more of them than categories in either column: of a plane and its maker the plane says
+    all. At most 16 columns, those with the most categories, and 250,000 rows are looked at.
     """
     cells = ids.iloc[base.sample(training, 250_000, base.SEED)]
     columns = cells.nunique().nlargest(16)
@@ -194,8 +187,8 @@ def pairs_that_repeat(ids, training):
     return pairs
 
 
-def pair_effects(ids, places, sizes, rows, unit):
-    """Return what pairs of its categories add to a row's answers, (rows, 1, outputs).
+def pair_effects(ids, places, sizes, data, unit):
+    """Return what pairs of its categories add to a row's predictions, (rows, 1, outputs).
 
     Dense layers find what a category adds, but hardly what it adds beside one other; one learned
     number for each pair can hold that (the wide part of Wide & Deep). The prior keeps it at zero
@@ -210,15 +203,15 @@ def pair_effects(ids, places, sizes, rows, unit):
     offsets = (-ends % count).astype("int32")
     factors = np.minimum(sizes[second], 104_729).astype("int32")  # a prime; a wrap does no harm
     numbers = ops.take(ids, first, axis=1) * factors + ops.take(ids, second, axis=1) + offsets
-    start = np.zeros((count, rows.outputs))
-    effects = base.embedding(start, rows, "embedding_pairs")(ops.mod(numbers, count))
+    start = np.zeros((count, data.outputs))
+    effects = base.embedding(start, data, "embedding_pairs")(ops.mod(numbers, count))
     return ops.sum(effects, axis=1, keepdims=True) * (unit / len(places) ** 0.5)
 
 
 # The network
 
 
-def build_model(matrices, ids, numbers, rows, recipe, validation_error):
+def build_model(matrices, ids, numbers, data, recipe, validation_error):
     """Return the network: ids and, if any, numbers -> vectors and features -> dense layers.
 
     matrices: the saved weights of each categorical column; ids, numbers: frames of all rows;
@@ -227,26 +220,26 @@ def build_model(matrices, ids, numbers, rows, recipe, validation_error):
     inputs = [keras.Input((len(matrices),), dtype="int32")]
     parts = []
     for i, weights in enumerate(matrices):
-        layer = base.embedding(weights, rows, f"embedding_{i}", TRAIN_EMBEDDINGS)
+        layer = base.embedding(weights, data, f"embedding_{i}", TRAIN_EMBEDDINGS)
         vectors = layer(inputs[0][:, i])
         if weights.shape[1] > 8:  # fewer numbers, to learn fewer rows of a rare category by heart
             vectors = layers.Dense(8, use_bias=False)(vectors)
         parts.append(vectors)
     if NUMERICAL_COLUMNS:
         inputs.append(keras.Input((len(NUMERICAL_COLUMNS),)))
-        parts.append(embed_numbers(inputs[1], *fit_scales(numbers, rows.training)))
+        parts.append(embed_numbers(inputs[1], *fit_scales(numbers, data.training)))
     effects = 0.0
-    pairs = pairs_that_repeat(ids, rows.training)
-    if pairs and rows.outputs <= 20:  # of more classes the numbers would fill the memory
+    pairs = pairs_that_repeat(ids, data.training)
+    if pairs and data.outputs <= 20:  # of more classes the numbers would fill the memory
         unit = 3 * min(1, validation_error**0.5) if base.TASK == "regression" else 1.0  # measured
         places = [[ids.columns.get_loc(column) for column in pair] for pair in pairs]
-        effects = pair_effects(inputs[0], places, [len(m) for m in matrices], rows, unit)
+        effects = pair_effects(inputs[0], places, [len(m) for m in matrices], data, unit)
     features = layers.concatenate(parts)
-    return keras.Model(inputs, base.dense_layers(features, rows, recipe, effects))
+    return keras.Model(inputs, base.dense_layers(features, data, recipe, effects))
 
 
 def raw_model(model, vocabularies, target_info):
-    """Return a model that takes raw columns, a dict of text and numbers, and answers in units."""
+    """Return a model that takes raw columns, text and numbers, and predicts in units."""
     inputs = {}
     for i, column in enumerate([*CATEGORICAL_COLUMNS, *NUMERICAL_COLUMNS]):
         dtype = "string" if column in CATEGORICAL_COLUMNS else "float32"
@@ -261,12 +254,12 @@ def raw_model(model, vocabularies, target_info):
     if NUMERICAL_COLUMNS:
         stacked.append(ops.stack([inputs[column] for column in NUMERICAL_COLUMNS], axis=1))
     network = keras.Model(model.inputs, model.outputs[0])  # without the loss, which no file holds
-    answers = ops.mean(network(stacked), axis=1)
-    if base.TASK == "regression":  # float32 would not tell answers around 1e9 apart
+    predictions = ops.mean(network(stacked), axis=1)
+    if base.TASK == "regression":  # float32 would not tell values around 1e9 apart
         units = layers.Rescaling(target_info["std"], target_info["mean"], dtype="float64")
-        answers = units(answers)
-        answers = ops.expm1(answers) if base.LOG_TARGET else answers
-    return keras.Model(inputs, answers)
+        predictions = units(predictions)
+        predictions = ops.expm1(predictions) if base.LOG_TARGET else predictions
+    return keras.Model(inputs, predictions)
 
 
 # Names that no input may bear, because something inside the model does, or Keras refuses them
@@ -277,20 +270,20 @@ TAKEN = re.compile(rf".*\W.*|\d.*|(functional|rescaling|string_lookup|{'|'.join(
 # The figure to beat
 
 
-def boost(ids, numbers, rows):
-    """Return the test answers of scikit-learn's gradient boosting, from the same rows and columns.
+def boost(ids, numbers, data):
+    """Return what scikit-learn's gradient boosting predicts for the test rows, from the same data.
 
     At most 1,000 iterations, of which those up to the best one on the validation rows count, on at
     most 1,000,000 training rows. Columns of up to 254 categories are given as categories, others
     as the mean target of their category (cross-fitted on the training rows).
     """
-    training = base.sample(rows.training, 1_000_000, base.SEED)
-    validation = base.sample(rows.validation, 125_000, base.SEED)
+    training = base.sample(data.training, 1_000_000, base.SEED)
+    validation = base.sample(data.validation, 125_000, base.SEED)
     kind, encoded = HistGradientBoostingRegressor, "continuous"
     if base.TASK != "regression":
         kind, encoded = HistGradientBoostingClassifier, "auto"
-        _, one_of_each_class = np.unique(rows.target[rows.training], return_index=True)
-        training = np.union1d(training, rows.training[one_of_each_class])
+        _, one_of_each_class = np.unique(data.target[data.training], return_index=True)
+        training = np.union1d(training, data.training[one_of_each_class])
     many = [column for column in ids if ids[column].max() > 254]
     few = [column for column in ids if column not in many]
     encoder = make_column_transformer(
@@ -302,17 +295,18 @@ def boost(ids, numbers, rows):
 
     booster = kind(max_iter=1000, early_stopping=True, n_iter_no_change=50,
                    categorical_features=few, random_state=base.SEED)
-    booster.fit(encoder.fit_transform(table(training), rows.target[training]), rows.target[training],
-                X_val=encoder.transform(table(validation)), y_val=rows.target[validation])
+    features = encoder.fit_transform(table(training), data.target[training])
+    booster.fit(features, data.target[training], X_val=encoder.transform(table(validation)),
+                y_val=data.target[validation])
     best = max(1, int(np.argmax(booster.validation_score_)))  # fit keeps the last, 50 later
     stages = getattr(booster, "staged_predict_proba", booster.staged_predict)
 
-    def answer(chosen):
+    def predict(chosen):
         staged = stages(encoder.transform(table(chosen)))
         return next(itertools.islice(staged, best - 1, None))
 
-    answers = base.in_batches(answer, rows.test)
-    return answers[:, 1] if base.TASK == "binary" else answers
+    predictions = base.in_batches(predict, data.test)
+    return predictions[:, 1] if base.TASK == "binary" else predictions
 
 
 # --------------------------------------------------------------------------------------------------
@@ -320,28 +314,28 @@ def boost(ids, numbers, rows):
 # --------------------------------------------------------------------------------------------------
 
 
-def check_rows(rows, run, vocabularies):
+def check_rows(data, run, vocabularies):
     """Raise base.InputError where the vectors saw other rows, or a column cannot be used."""
-    if not rows.fingerprints.items() <= run["rows"].items():
-        raise base.InputError(f"{base.EMBEDDINGS_DIR}/ was learned from other rows or settings than "
-                              f"those of {base.DATA_FILE} now, so test rows may have been trained "
+    if not data.fingerprints.items() <= run["rows"].items():
+        raise base.InputError(f"{base.EMBEDDINGS_DIR}/ was learned from other rows or settings "
+                              f"than {base.DATA_FILE} has now, so test rows may have been trained "
                               "on: run build_embeddings.py again.")
     for column, vocabulary in vocabularies.items():
         if vocabulary["category"].str.endswith("\0").any():
             raise base.InputError(f"Column {column!r} has cells that end in NUL, which the model "
                                   "file cannot hold: remove it there.")
     for column in NUMERICAL_COLUMNS:
-        if rows.table[column].iloc[rows.training].isna().all():
+        if data.table[column].iloc[data.training].isna().all():
             raise base.InputError(f"Column {column!r} has no number in the training rows: "
                                   "take it off NUMERICAL_COLUMNS.")
 
 
-def mean_answers(rows):
-    """Return what the mean of the training rows answers for each test row."""
+def mean_prediction(data):
+    """Return the mean of the training rows as the prediction for each test row."""
     if base.TASK == "regression":
-        return np.zeros(len(rows.test))
-    shares = np.bincount(rows.target[rows.training]) / len(rows.training)
-    return np.repeat([shares[1] if base.TASK == "binary" else shares], len(rows.test), axis=0)
+        return np.zeros(len(data.test))
+    shares = np.bincount(data.target[data.training]) / len(data.training)
+    return np.repeat([shares[1] if base.TASK == "binary" else shares], len(data.test), axis=0)
 
 
 def print_report(report, row_count, target_column):
@@ -372,7 +366,7 @@ MODEL_FILE = "embed_model.keras"
 
 
 def predict(frame):
-    """Return the saved model's answers for a pandas frame of raw columns, one for each row.
+    """Return the saved model's predictions for a pandas frame of raw columns, one for each row.
 
     Regression: float64 (rows,), in the target's units. Binary: the probability of the class that is
     last when sorted. Multiclass: (rows, classes), sorted. Other columns are ignored. Raises
@@ -392,10 +386,10 @@ def predict(frame):
     if not len(frame):
         return np.empty((0, *model.output_shape[1:]))
 
-    def answer(rows):
+    def predict_batch(rows):
         return model.predict_on_batch({column: values[rows] for column, values in cells.items()})
 
-    return base.in_batches(answer, np.arange(len(frame)))
+    return base.in_batches(predict_batch, np.arange(len(frame)))
 
 
 def embed(frame):
@@ -435,8 +429,8 @@ def read_numbers(frame, column):
     cells = only_column(frame, column)
     numbers = base.to_numbers(cells.where(cells.notna(), ""))
     if np.isinf(numbers).any():
-        raise base.InputError(f"Column {column!r} holds {cells[np.isinf(numbers)].iloc[0]!r}, which "
-                              "is not a number that can be used.")
+        raise base.InputError(f"Column {column!r} holds {cells[np.isinf(numbers)].iloc[0]!r}, "
+                              "which is not a number that can be used.")
     return numbers.astype("float32")
 
 
@@ -460,7 +454,8 @@ def read_text(frame, column, vocabulary):
     category = pd.Series(known.to_numpy(), index=pd.to_numeric(texts, errors="coerce"))
     category = category[category.index.notna()]
     numbers = pd.to_numeric(cells, errors="coerce") + 0  # truth values become 1 and 0
-    vague = numbers[present].isna() | (numbers[present].abs() >= 2**53)  # floats skip integers there
+    # from 2**53 on floats skip whole numbers
+    vague = numbers[present].isna() | (numbers[present].abs() >= 2**53)
     if category.index.has_duplicates or vague.any():
         raise base.InputError(f"Column {column!r} is not the text of the file, and which category "
                               f"is meant is open: {remedy}.")

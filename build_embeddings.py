@@ -5,13 +5,14 @@
 A network learns to predict TARGET_COLUMN from CATEGORICAL_COLUMNS alone. Each column has an
 embedding layer: a matrix with one row for each category, trained like any other weights. Saved are
 
-    embeddings/<column>.npy    the matrix, float32; its row 0 is the unknown category
+    embeddings/<column>.npy    the matrix, float32; its row 0 is for categories not seen in training
     embeddings/<column>.csv    the vocabulary: the category of each row of the matrix,
                                and its count in the training rows
+    embeddings/run.json        settings, checksums and test figures
 
 build_embed_model.py loads these files, adds the numerical columns and trains again.
-On the flights in data/ the vectors alone tell the air time to 9.5 minutes (RMSE on test rows,
-where the mean has 93.6), after some 15 seconds on two cores.
+On the flights in data/ the categories alone predict the air time with an RMSE of 9.5 minutes on
+test rows (predicting the mean: 93.6), after some 15 seconds on two cores.
 
 Source: Guo and Berkhahn, Entity Embeddings of Categorical Variables, 2016, arXiv:1604.06737.
 """
@@ -57,13 +58,13 @@ CATEGORICAL_COLUMNS = ["month", "weekday", "hour", "carrier", "origin", "dest",
 SPLIT_COLUMN = None  # "date", say: its largest values are held out, to test on the future
 
 # embeddings
-MAX_EMBEDDING_DIM = 50  # the most numbers of a vector; 8 is easier to look at and to reuse
+MAX_EMBEDDING_DIM = 50  # the longest vector allowed; 8 is easier to look at and to reuse
 EMBEDDINGS_DIR = "embeddings"
 
 # training
-EPOCHS = None  # None: by the number of rows, and as long as it pays; the best are kept anyway
-BATCH_SIZE = None  # None: by the number of rows; larger is faster, and learns less from each row
-LEARNING_RATE = 5e-3  # the highest; lower it if training diverges
+EPOCHS = None  # None: as long as the validation rows gain; a number: so many, the best is kept
+BATCH_SIZE = None  # None: by the number of rows; larger is faster, and takes fewer steps
+LEARNING_RATE = 5e-3  # at the start, falling to zero from there; lower it if training diverges
 SEED = 0  # another seed: other random rows held out, other random starts
 # --------------------------------------------------------------------------------------------------
 
@@ -71,27 +72,27 @@ SEED = 0  # another seed: other random rows held out, other random starts
 def main():
     join_processes()
     folder = open_folder(EMBEDDINGS_DIR)
-    rows = load_rows(CATEGORICAL_COLUMNS, [])
+    data = load_rows(CATEGORICAL_COLUMNS, [])
     keras.utils.set_random_seed(SEED)
 
-    vocabularies = build_vocabularies(rows.table, rows.training)
-    print_sizes(vocabularies, len(rows.training))
-    ids = to_ids(rows.table, vocabularies)
+    vocabularies = build_vocabularies(data.table, data.training)
+    print_sizes(vocabularies, len(data.training))
+    ids = to_ids(data.table, vocabularies)
 
     with stage(f"Training on {len(vocabularies)} categorical columns"):
-        recipe = choose_recipe(len(rows.training), EPOCHS)
-        model = build_model(vocabularies, rows, recipe)
-        model, error = train(model, [ids], rows, recipe, LEARNING_RATE)
+        recipe = choose_recipe(len(data.training), EPOCHS)
+        model = build_model(vocabularies, data, recipe)
+        model, error = train(model, [ids], data, recipe, LEARNING_RATE)
     if PROCESS:
-        return  # of several processes the first one reports and saves
+        return  # where several machines train together, the first one reports and saves
 
-    answers = answer(model, [ids], rows.test)
-    figures = score(rows.target[rows.test], answers, rows.target_info)
+    predictions = predict_rows(model, [ids], data.test)
+    figures = score(data.target[data.test], predictions, data.target_info)
     print("Test", describe(figures), TARGET_COLUMN)
-    layer_names = [f"embedding_{i}" for i in range(len(vocabularies))]
-    matrices = [model.get_layer(name).get_weights()[0] for name in layer_names]
+    names = [f"embedding_{i}" for i in range(len(vocabularies))]  # as build_model calls them
+    matrices = [model.get_layer(name).get_weights()[0] for name in names]
     print_nearest(matrices, vocabularies)
-    run = {"rows": rows.fingerprints, "target": rows.target_info,
+    run = {"rows": data.fingerprints, "target": data.target_info,
            "validation_error": error, "test": {ALONE: figures}}
     save_embeddings(folder, matrices, vocabularies, run)
 
@@ -100,7 +101,7 @@ def main():
 
 
 def build_vocabularies(table, training):
-    """Return for each column of the table a frame (category, count) of its training rows.
+    """Return for each column a frame (category, count) of the categories in its training rows.
 
     Row 0 is the unknown category; then the most frequent ones come first, ties sorted as text.
     """
@@ -115,7 +116,10 @@ def build_vocabularies(table, training):
 
 
 def to_ids(table, vocabularies):
-    """Take the columns out of the table; return a frame of ids: rows of the vocabulary, else 0."""
+    """Return a frame of ids: the row of each category in its vocabulary, 0 where it has none.
+
+    The columns are taken out of the table, to save memory. An empty cell is a category like others.
+    """
     ids = {}
     for column, vocabulary in vocabularies.items():
         known = table.pop(column).cat.set_categories(vocabulary["category"][1:])
@@ -126,75 +130,77 @@ def to_ids(table, vocabularies):
 # The network
 
 
-def build_model(vocabularies, rows, recipe):
+PRIOR = 40  # the strength of the L2 penalty on vectors; higher: closer to zero
+
+
+def embedding(start, data, name, trainable=True):
+    """Return an embedding layer that starts from a matrix of vectors.
+
+    The penalty, a Gaussian prior, keeps rare categories from overfitting: it weighs less the more
+    training rows there are, and more the longer the vectors.
+    """
+    height, dim = start.shape
+    penalty = keras.regularizers.L2(PRIOR * dim / len(data.training))
+    if is_large(start):
+        penalty = None  # it would change the whole matrix in every step; see compile_model
+    return layers.Embedding(height, dim, weights=[start], embeddings_regularizer=penalty,
+                            name=name, trainable=trainable)
+
+
+def embedding_dim(cardinality):
+    """Return the length of a vector: half the number of categories, from 2 to MAX_EMBEDDING_DIM."""
+    return max(2, min(cardinality // 2, MAX_EMBEDDING_DIM))
+
+
+def build_model(vocabularies, data, recipe):
     """Return the network: ids (rows, columns) -> vectors -> dense layers -> the target."""
     ids = keras.Input((len(vocabularies),), dtype="int32")
     random, vectors = generator(SEED, "vectors"), []
     for i, vocabulary in enumerate(vocabularies.values()):
         shape = len(vocabulary), embedding_dim(len(vocabulary) - 1)
         start = random.uniform(-0.05, 0.05, shape)
-        vectors.append(embedding(start, rows, f"embedding_{i}")(ids[:, i]))
-    return keras.Model([ids], dense_layers(layers.concatenate(vectors), rows, recipe))
+        vectors.append(embedding(start, data, f"embedding_{i}")(ids[:, i]))
+    return keras.Model([ids], dense_layers(layers.concatenate(vectors), data, recipe))
 
 
-def embedding_dim(cardinality):
-    """Return how many numbers a category's vector has: half as many as there are categories."""
-    return max(2, min(cardinality // 2, MAX_EMBEDDING_DIM))
+def dense_layers(features, data, recipe, effects=0.0):
+    """Return the predictions (rows, members), or (rows, members, classes), of an ensemble.
 
-
-PRIOR = 40  # the cost of a vector's squared length, for each of its numbers, shared by all rows
-
-
-def embedding(start, rows, name, trainable=True):
-    """Return an embedding layer that starts from a matrix of vectors.
-
-    A Gaussian prior pulls each vector to zero, so that one of few rows is not learned by heart.
+    Its members share the layers in the middle; each has scales of its own for the features, at
+    random +1 or -1 at the start, and an output layer of its own. Each learns from every row, and
+    the mean of their predictions is what counts (TabM: Gorishniy et al. 2024, arXiv:2410.24210).
+    effects, (rows, 1, outputs), are those of build_embed_model.py: what pairs of categories add.
     """
-    cardinality, dim = start.shape
-    prior = keras.regularizers.L2(PRIOR * dim / len(rows.training))
-    if updated_by_rows(start):
-        prior = None  # it is left to the optimizer of such a large matrix
-    return layers.Embedding(cardinality, dim, weights=[start], embeddings_regularizer=prior,
-                            name=name, trainable=trainable)
-
-
-def dense_layers(features, rows, recipe, effects=0.0):
-    """Return the answers (rows, members), or (rows, members, classes), of a network of members.
-
-    Members share all weights but two: the signs through which each sees the features, and its
-    output layer. Their mean is better than one network (TabM: Gorishniy et al. 2024,
-    arXiv:2410.24210). effects, (rows, 1, outputs), are added before answers become probabilities.
-    """
-    hidden = layers.RepeatVector(recipe.members)(features)
+    hidden = layers.RepeatVector(recipe.members)(features)  # (rows, members, features)
     if recipe.members > 1:
-        signs = layers.EinsumDense("rmf,mf->rmf", output_shape=hidden.shape[1:])
-        hidden = signs(hidden)
-        signs.set_weights([generator(SEED, "signs").choice([-1.0, 1.0], signs.kernel.shape)])
+        scales = layers.EinsumDense("rmf,mf->rmf", output_shape=hidden.shape[1:])
+        hidden = scales(hidden)
+        scales.set_weights([generator(SEED, "signs").choice([-1.0, 1.0], scales.kernel.shape)])
     for units in recipe.widths:
         hidden = layers.Dense(units, activation="relu", kernel_initializer="he_normal")(hidden)
-    shape = recipe.members, rows.outputs
-    answers = layers.EinsumDense("rmf,mfo->rmo", output_shape=shape, bias_axes="mo")(hidden)
-    answers = answers + effects
+    shape = recipe.members, data.outputs
+    outputs = layers.EinsumDense("rmf,mfo->rmo", output_shape=shape, bias_axes="mo")(hidden)
+    outputs = outputs + effects
     if TASK == "multiclass":
-        return ops.softmax(answers)
-    answers = layers.Reshape((recipe.members,))(answers)
-    return ops.sigmoid(answers) if TASK == "binary" else answers
+        return ops.softmax(outputs)
+    outputs = layers.Reshape((recipe.members,))(outputs)
+    return ops.sigmoid(outputs) if TASK == "binary" else outputs
 
 
 # Training
 
 Recipe = namedtuple("Recipe", "batch_size members widths weight_decay cycles")
-CYCLES = [4, 8, 16, 32, 64, 128]  # epochs; in each the learning rate falls to zero
+CYCLES = [4, 8, 16, 32, 64, 128]  # the epochs of one after the other, each twice the one before
 
 
-def choose_recipe(row_count, epochs, alone=True):
+def choose_recipe(row_count, epochs, with_numbers=False):
     """Return how to train on so many rows, as measured in tests/benchmarks.
 
-    Few rows would be learned by heart: they get many members of a small network, and several
-    cycles. alone: without numerical columns; epochs: as many as the user asks for, in one cycle.
+    Small tables overfit: they get many members of a small network, and learn in cycles for as long
+    as it pays. epochs: as many as the user asks for, in one cycle, or None.
     """
-    #    rows, batch, members, widths, weight decay, cycles alone, cycles with numbers
-    table = [
+    # up to rows, batch, members, widths, weight decay, cycles, cycles with numbers
+    recipes = [
         (2_500, 32, 32, (256, 128), 0.20, CYCLES, CYCLES),
         (5_000, 64, 32, (256, 128), 0.20, CYCLES[:5], CYCLES),
         (10_000, 128, 16, (256, 128), 0.20, CYCLES[:4], CYCLES),
@@ -208,21 +214,23 @@ def choose_recipe(row_count, epochs, alone=True):
         (12_000_000, 2048, 1, (512, 256), 0.05, [3], [3]),
         (np.inf, 8192, 1, (512, 256), 0.05, [3], [3]),
     ]
-    line = next(line for line in table if row_count <= line[0])
-    _, batch_size, members, widths, weight_decay, *cycles = line
-    cycles = [epochs] if epochs else cycles[0 if alone else 1]
+    recipe = next(recipe for recipe in recipes if row_count <= recipe[0])
+    _, batch_size, members, widths, weight_decay, cycles, cycles_with_numbers = recipe
+    if with_numbers:
+        cycles = cycles_with_numbers
+    if epochs:
+        cycles = [epochs]
     return Recipe(BATCH_SIZE or batch_size, members, widths, weight_decay, cycles)
 
 
-def gaussian_loss(target, answers):
-    """Return half the log of the mean squared error: in nats, like the log loss of classes.
-
-    So one prior suits noisy and exact targets.
-    """
-    return ops.log(ops.mean(ops.square(target - answers)) + keras.config.epsilon()) / 2
+def gaussian_loss(target, predictions):
+    """Return the log of a batch's RMSE: unit-free like cross-entropy, so that one PRIOR suits."""
+    return ops.log(ops.mean(ops.square(target - predictions)) + keras.config.epsilon()) / 2
 
 
-LOSSES = {  # what training makes small, and the error that the validation rows tell
+# The loss, of target and predictions (rows, members), the target of a regression with mean 0 and
+# standard deviation 1; and the metric, the mean of the members, that chooses among epochs.
+LOSSES = {
     "regression": (gaussian_loss, keras.metrics.MeanSquaredError),
     "binary": ("binary_crossentropy", keras.metrics.BinaryCrossentropy),
     "multiclass": ("sparse_categorical_crossentropy", keras.metrics.SparseCategoricalCrossentropy),
@@ -232,54 +240,66 @@ LOSSES = {  # what training makes small, and the error that the validation rows 
 def compile_model(model, recipe, row_count, learning_rate):
     """Compile with AdamW, whose rate falls to zero along half a cosine in each cycle.
 
-    Source: Loshchilov and Hutter, SGDR, 2017, arXiv:1608.03983.
+    AdamW changes every vector in every step, too slow for a large matrix, which has SGD. Its rate
+    times the batch size undoes the mean of the loss: each occurrence of a category moves its vector
+    by the learning rate times the gradient, and one that is rare stays near its start, without a
+    penalty. Source of the cycles: Loshchilov and Hutter, SGDR, 2017, arXiv:1608.03983.
     """
     steps = -(-row_count // recipe.batch_size) * recipe.cycles[0]
-    rate = keras.optimizers.schedules.CosineDecayRestarts(learning_rate, steps, t_mul=2.0)
-    optimizer = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay)
-    optimizer.exclude_from_weight_decay(var_names=["bias", "embeddings"])
-    optimizer = with_large_matrices(optimizer, model, rate, PRIOR / row_count)
-    loss, error = LOSSES[TASK]
-    model.compile(optimizer, loss, metrics=[error(name="error")], **execution())
+    fall = keras.optimizers.schedules.CosineDecayRestarts
+    adamw = keras.optimizers.AdamW(fall(learning_rate, steps, t_mul=2.0), recipe.weight_decay)
+    adamw.exclude_from_weight_decay(var_names=["bias", "embeddings"])
+    sgd = keras.optimizers.SGD(fall(learning_rate * recipe.batch_size, steps, t_mul=2.0))
+    optimizer = by_size(adamw, sgd, model)
+    loss, metric = LOSSES[TASK]
+    model.compile(optimizer, loss, metrics=[metric(name="error")], **execution())
     optimizer.build(model.trainable_variables)  # else TensorFlow traces the first step twice
 
 
-def train(model, inputs, rows, recipe, learning_rate):
+def train(model, inputs, data, recipe, learning_rate):
     """Return the model with the weights that were best on the validation rows, and their error.
 
-    The first cycle whose end is not at least 0.1 % better there is the last. Of several cycles only
-    the ends can be kept, as of many epochs one always looks best by luck; of a single one any
-    epoch. inputs: frames of ids and numbers. Raises InputError where training diverges.
+    Training stops after the first cycle that does not lower the best error so far by 0.1 %. With
+    several cycles only the ends of cycles can be kept, because among many epochs one looks best by
+    luck; with one, as with EPOCHS, every epoch can. inputs: frames of ids and, if any, of numbers.
+    Raises InputError where training diverges.
     """
-    compile_model(model, recipe, len(rows.training), learning_rate)
+    compile_model(model, recipe, len(data.training), learning_rate)
+    validation_rows = sample(data.validation, 200_000, SEED)
+    batches = even_batches(validation_rows, device_count(recipe.batch_size))
+    validation = feed(inputs, data.target, batches, recipe.members)
     shuffle, hide = generator(SEED, "shuffle"), generator(SEED, "hide")
-    held_out = even_batches(sample(rows.validation, 200_000, SEED), device_count())
-    validation = feed(inputs, rows.target, held_out, recipe.members)
     ends = np.cumsum(recipe.cycles)
-    show, best, kept = progress(ends[-1], rows.target_info), np.inf, None
+    show = progress(ends[-1], data.target_info)
+    best, best_epoch, weights = np.inf, 0, None
     for epoch in range(1, ends[-1] + 1):
-        fit_epoch(model, inputs, rows, recipe, shuffle, hide)
+        fit_epoch(model, inputs, data, recipe, shuffle, hide)
         error = model.evaluate(**validation, verbose=0, return_dict=True)["error"]
         show(epoch, error)
-        before = best
+        best_so_far = best
         if error < best and (epoch in ends or len(ends) == 1):
-            best, best_epoch, kept = error, epoch, model.get_weights()
-        if epoch in ends and not error < 0.999 * before:
+            best, best_epoch, weights = error, epoch, model.get_weights()
+        if epoch in ends and not error < 0.999 * best_so_far:
             break
-    model = with_weights(model, kept)
-    print(f"  kept: the weights after epoch {best_epoch}")
-    return model, best
+    return finished(model, weights, best_epoch), best
 
 
-def fit_epoch(model, inputs, rows, recipe, shuffle, hide):
-    """Let the model learn from every training row once, gathered a million at a time."""
-    order = full_batches(shuffle.permutation(rows.training), recipe.batch_size)
-    chunks = np.array_split(order, -(-order.size // 1_000_000))
-    for number, chunk in enumerate(chunks, 1):
-        batches = feed(inputs, rows.target, chunk, recipe.members, hide)
-        model.fit(**batches, shuffle=False, verbose=0)
-        if len(chunks) > 1:
-            print(f"  {number} of {len(chunks)} parts of the epoch", flush=True)
+HIDDEN = 0.002  # the share of the categories that training replaces by row 0
+
+
+def fit_epoch(model, inputs, data, recipe, shuffle, hide):
+    """Let the model learn from every training row once, in the order of a random generator.
+
+    Another one, hide, replaces a share HIDDEN of the categories by row 0, which so learns what to
+    predict of a category that is unknown. Rows are gathered a million at a time, to save memory.
+    """
+    order = full_batches(shuffle.permutation(data.training), recipe.batch_size)
+    parts = np.array_split(order, -(-order.size // 1_000_000))
+    for number, batches in enumerate(parts, 1):
+        model.fit(**feed(inputs, data.target, batches, recipe.members, hide, HIDDEN),
+                  shuffle=False, verbose=0)
+        if len(parts) > 1:
+            print(f"  {number} of {len(parts)} parts of the epoch", flush=True)
 
 
 # The rows
@@ -292,10 +312,10 @@ def load_rows(categorical_columns, numerical_columns):
 
 
 def split_rows(row_count, order=None):
-    """Return the part of every row, int8: TRAINING (80 %), VALIDATION or TEST (10 % each).
+    """Return the part of every row, int8, for code of your own: TRAINING, VALIDATION or TEST.
 
-    order, needed with SPLIT_COLUMN, is the text of that column: its largest values, numbers or
-    dates, are held out, equal values in one part. Raises InputError.
+    Random rows, 80, 10 and 10 %. With SPLIT_COLUMN order is the text of that column: the largest
+    values, numbers or dates, are the test, those before them the validation. Raises InputError.
     """
     return split(row_count, order, SPLIT_COLUMN, SEED)
 
@@ -310,7 +330,7 @@ def split_rows(row_count, order=None):
 TRAINING, VALIDATION, TEST = 0, 1, 2
 MISSING_NUMBERS = ["", "NA", "NaN", "nan"]  # in numerical columns; elsewhere they are text
 Settings = namedtuple("Settings", "target_column task log_target split_column seed")
-Rows = namedtuple("Rows", "table target target_info outputs training validation test fingerprints")
+Data = namedtuple("Data", "table target target_info outputs training validation test fingerprints")
 
 
 class InputError(ValueError):
@@ -320,8 +340,8 @@ class InputError(ValueError):
 def read_rows(data_file, categorical_columns, numerical_columns, settings):
     """Return the table, its target as the network learns it, and the row numbers of its parts.
 
-    target_info turns answers back into the target's units, outputs is how many numbers the network
-    answers for a row, and fingerprints tell these rows from others.
+    target_info turns predictions back into the target's units, outputs is how many numbers the
+    network predicts for a row, and fingerprints tell these rows from others.
     """
     check_settings(categorical_columns, numerical_columns, settings)
     target_column, task, _, split_column, seed = settings
@@ -341,7 +361,7 @@ def read_rows(data_file, categorical_columns, numerical_columns, settings):
         print(f"  {len(table):,} rows: {sizes}")
     table = table[[*categorical_columns, *numerical_columns]]
     outputs = len(target_info["classes"]) if task == "multiclass" else 1
-    return Rows(table, target, target_info, outputs, *parts, fingerprints)
+    return Data(table, target, target_info, outputs, *parts, fingerprints)
 
 
 def check_settings(categorical_columns, numerical_columns, settings):
@@ -354,7 +374,7 @@ def check_settings(categorical_columns, numerical_columns, settings):
         (task not in ("regression", "binary", "multiclass"),
          f"TASK is {task!r}; it must be 'regression', 'binary' or 'multiclass'."),
         (not lists or not categorical_columns,
-         "CATEGORICAL_COLUMNS is empty, or one of the lists is no list: write [\"dest\", \"month\"]."),
+         'CATEGORICAL_COLUMNS is empty, or a list is none: name columns as in ["dest", "month"].'),
         (not isinstance(seed, int) or seed < 0,
          f"SEED is {seed!r}; it must be a whole number, 0 or more."),
         (twice, f"Column {twice[:1]} is listed twice: leave it in one place of one list."),
@@ -392,7 +412,7 @@ def read_lines(file):
             for cells in reader:
                 width = width or len(cells)
                 if cells and len(cells) != width:  # pandas would add empty cells
-                    raise InputError(f"{file}, line {line}: {len(cells)} cells where the header has "
+                    raise InputError(f"{file}, line {line}: {len(cells)} cells, but the header has "
                                      f"{width}; put quotes around a cell that holds a comma.")
                 if cells:
                     yield line, cells
@@ -496,10 +516,10 @@ def split(row_count, order, split_column, seed):
 
 
 def encode_target(target, training, settings):
-    """Return the target as the network learns it, and a dict of what turns its answers back.
+    """Return the target as the network learns it, and a dict of what turns predictions back.
 
     Regression: float32, mean 0 and standard deviation 1 on the training rows. Classes: int32
-    positions in "classes", sorted as text; a binary network answers the probability of the second.
+    positions in "classes", sorted as text; a binary network predicts the probability of the second.
     """
     name, task, log_target, *_ = settings
     if task != "regression":
@@ -525,9 +545,8 @@ def encode_target(target, training, settings):
     return ((values - mean) / std).astype("float32"), info
 
 
-# Feeding batches, and asking for answers
+# Feeding batches
 
-HIDDEN = 0.002  # the share of categorical cells that training reads as row 0
 tf = None
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf  # for datasets, XLA on the processor, and large matrices
@@ -561,15 +580,14 @@ def gather(frame, batches):
     return np.array(frame.iloc[batches.ravel()]).reshape(*batches.shape, -1)
 
 
-def feed(inputs, target, batches, members, hide=None):
-    """Return batches of rows, (steps, batch), as keyword arguments of fit and evaluate.
+def feed(inputs, target, batches, members, hide=None, share=0.0):
+    """Return rows, as numbers (steps, batch), as the keyword arguments of fit and evaluate.
 
-    hide, a generator of random numbers: read a share of the categories as row 0, so that it learns
-    what to say of an unknown one. Every member of the network learns from every row.
+    hide: a random generator, to replace this share of the ids by 0.
     """
     ids, *numbers = [gather(frame, batches) for frame in inputs]
     if hide:
-        ids[hide.random(ids.shape, "float32") < HIDDEN] = 0
+        ids[hide.random(ids.shape, "float32") < share] = 0
     targets = np.repeat(target[batches][:, :, None], members, axis=2)
     *inputs, targets = [own_share(values) for values in (ids, *numbers, targets)]
     if not tf:
@@ -598,79 +616,40 @@ def execution():
 
 
 def in_batches(function, rows):
-    """Return what a function answers for some rows, asked for one even batch at a time."""
+    """Return what a function returns for some rows, called for one even batch at a time."""
     return np.concatenate([function(batch) for batch in even_batches(rows)])[: len(rows)]
 
 
-def answer(model, inputs, rows):
-    """Return the mean of the members' answers for some rows, in units of the target learned."""
+def predict_rows(model, inputs, rows):
+    """Return the mean prediction of the members for some rows, in units of the target learned."""
 
-    def members(batch):
+    def predict(batch):
         return model.predict_on_batch([gather(frame, batch) for frame in inputs])
 
-    return in_batches(members, rows).mean(axis=1)
+    return in_batches(predict, rows).mean(axis=1)
 
 
 # Large tables
 
 
-def updated_by_rows(matrix):
-    """Return whether a step updates only those rows of a matrix that its batch reads.
+def is_large(matrix):
+    """Return whether AdamW, which changes a whole matrix in every step, is too slow for it.
 
-    All rows have less noise, but of a million categories they take twenty times as long. Only
-    TensorFlow tells which rows a batch reads.
+    With a million categories it takes twenty times as long as SGD, which on TensorFlow changes the
+    rows of a batch alone.
     """
     return tf is not None and np.prod(matrix.shape) >= 500_000
 
 
-def with_large_matrices(optimizer, model, learning_rate, prior):
-    """Return the optimizer, or one that leaves each large embedding matrix to one of its own."""
+def by_size(adamw, sgd, model):
+    """Return SGD for the large embedding matrices of a model and AdamW for the rest, as one."""
 
     def choose(variable):
-        large = variable.path.startswith("embedding_") and updated_by_rows(variable)
-        return RowAdam(learning_rate, prior) if large else optimizer
+        return sgd if "embedding_" in variable.path and is_large(variable) else adamw
 
-    if all(choose(variable) is optimizer for variable in model.trainable_variables):
-        return optimizer
+    if all(choose(variable) is adamw for variable in model.trainable_variables):
+        return adamw
     return keras.optimizers.MultiOptimizer(choose)
-
-
-class RowAdam(keras.optimizers.Optimizer):
-    """Adam for one large matrix, of which a step updates the rows that its batch reads.
-
-    There is no momentum, which would be stale. The prior of the steps in which a row did not occur
-    is made up for when it does; prior: its cost for each number of a vector, in nats.
-    """
-
-    def __init__(self, learning_rate, prior, beta=0.999, epsilon=1e-7):
-        super().__init__(learning_rate)
-        self.prior, self.beta, self.epsilon = prior, beta, epsilon
-
-    def build(self, variables):
-        super().build(variables)
-        (matrix,) = variables
-        self.velocities = self.add_variable_from_reference(matrix, "velocity")
-        self.counts = self.add_variable((matrix.shape[0], 1), name="counts")  # of a row's steps
-
-    def update_step(self, gradient, matrix, learning_rate):
-        order = tf.argsort(gradient.indices)
-        rows = tf.gather(gradient.indices, order)
-        # A row that occurs twice in the batch stands twice, with the same sum and the same update.
-        place = tf.cumsum(tf.cast(rows != tf.roll(rows, 1, 0), "int32"))
-        values = tf.gather(gradient.values, order)
-        sums = tf.math.unsorted_segment_sum(values, place, tf.size(rows) + 1)
-
-        state = self.counts.value, self.velocities.value, matrix
-        count, velocity, vectors = [tf.gather(variable, rows) for variable in state]
-        count += 1
-        steps_for_each = tf.cast(self.iterations + 1, "float32") / count
-        slope = 2 * self.prior * matrix.shape[1] * steps_for_each
-        gradient = tf.gather(sums, place) + slope * vectors
-        velocity += (tf.square(gradient) - velocity) * (1 - self.beta)
-        corrected = velocity / (1 - self.beta**count)  # as it began at zero
-        vectors -= learning_rate * gradient / (tf.sqrt(corrected) + self.epsilon)
-        for variable, new in zip(state, (count, velocity, vectors)):
-            variable.scatter_update(tf.IndexedSlices(new, rows))
 
 
 # Several processes
@@ -697,9 +676,13 @@ def join_processes():
         keras.distribution.set_distribution(data_parallel)
 
 
-def device_count():
-    """Return how many devices share a batch."""
-    return len(keras.distribution.list_devices()) if keras.distribution.distribution() else 1
+def device_count(batch_size):
+    """Return how many devices share a batch of so many rows."""
+    count = len(keras.distribution.list_devices()) if keras.distribution.distribution() else 1
+    if batch_size % count:
+        raise InputError(f"{count} devices cannot share batches of {batch_size} rows: "
+                         "set BATCH_SIZE to a multiple of their number.")
+    return count
 
 
 def own_share(batches):
@@ -708,10 +691,11 @@ def own_share(batches):
     return batches[:, PROCESS * share : (PROCESS + 1) * share]
 
 
-def with_weights(model, weights):
-    """Return the model, on one device from now on, with these weights; refuse those of no number."""
+def finished(model, weights, epoch):
+    """Return the model with the weights that it had after an epoch, on one device from now on."""
     if weights is None or not all(np.isfinite(values).all() for values in weights):
         raise InputError("Training diverged: lower LEARNING_RATE, or look for extreme values.")
+    print(f"  kept: the weights after epoch {epoch}")
     if keras.distribution.distribution():
         keras.distribution.set_distribution(None)
         model = keras.models.clone_model(keras.Model(model.inputs, model.outputs[0]))
@@ -722,29 +706,29 @@ def with_weights(model, weights):
 # Figures
 
 
-def score(target, answers, target_info):
-    """Return the figures of a report by name, for the answers on some rows and their target.
+def score(target, predictions, target_info):
+    """Return the figures of a report by name, for the predictions on some rows and their target.
 
     Regression: root mean squared error in the target's units, with LOG_TARGET that of log1p(target)
     before it. Classes: mean log loss in nats, then the area under the ROC curve (binary, of rows of
-    both classes) or the share of right answers.
+    both classes) or the share of right predictions.
     """
-    answers = np.asarray(answers, "float64")
+    predictions = np.asarray(predictions, "float64")
     if "classes" not in target_info:
-        mean, std = target_info["mean"], target_info["std"]
-        figures = in_units(np.mean(np.square(target - answers)), target_info)
+        figures = in_units(np.mean(np.square(target - predictions)), target_info)
         if target_info["log"]:
-            units = [np.expm1(values * std + mean) for values in (target, answers)]
+            mean, std = target_info["mean"], target_info["std"]
+            units = [np.expm1(values * std + mean) for values in (target, predictions)]
             figures["RMSE"] = metrics.root_mean_squared_error(*units)
         return figures
     second = {}
-    if answers.ndim == 2:
-        second["accuracy"] = metrics.accuracy_score(target, answers.argmax(axis=1))
-        answers = answers / answers.sum(axis=1, keepdims=True)  # float32 sums to 1 only roughly
+    if predictions.ndim == 2:
+        second["accuracy"] = metrics.accuracy_score(target, predictions.argmax(axis=1))
+        predictions = predictions / predictions.sum(axis=1, keepdims=True)  # exactly 1 in float64
     elif len(np.unique(target)) == 2:
-        second["AUC"] = metrics.roc_auc_score(target, answers)
+        second["AUC"] = metrics.roc_auc_score(target, predictions)
     labels = range(len(target_info["classes"]))
-    return {"log loss": metrics.log_loss(target, answers, labels=labels), **second}
+    return {"log loss": metrics.log_loss(target, predictions, labels=labels), **second}
 
 
 def in_units(error, target_info):

@@ -56,8 +56,8 @@ def test_a_large_table_is_gathered_in_parts_that_make_up_an_epoch(pair, monkeypa
     one, rows = pair(made_up()), 2_500_000
     base, gathered = one.base, []
     recipe = base.choose_recipe(rows, None)._replace(batch_size=1000)
-    training = base.Rows(None, None, None, 1, np.arange(rows), None, None, None)
-    monkeypatch.setattr(base, "feed", lambda inputs, target, batches, members, hide: gathered.append(batches) or {})
+    training = base.Data(None, None, None, 1, np.arange(rows), None, None, None)
+    monkeypatch.setattr(base, "feed", lambda inputs, target, batches, *_: gathered.append(batches) or {})
     monkeypatch.setattr(keras.Model, "fit", lambda *_, **__: None)
     base.fit_epoch(keras.Sequential(), [], training, recipe, np.random.default_rng(0), None)
     assert len(gathered) == 3 and max(part.size for part in gathered) <= 1_000_000
@@ -74,51 +74,47 @@ def test_a_share_of_the_categories_is_hidden_while_training_and_none_on_the_vali
 
 @pytest.mark.parametrize("rows", [17, 1_000, 3_000, 6_000, 20_000, 70_000, 300_000, 2_000_000, 40_000_000])
 def test_cycles_double_and_the_users_epochs_are_one_cycle(base, rows):
-    for alone in (True, False):
-        cycles = base.choose_recipe(rows, None, alone).cycles
+    for with_numbers in (True, False):
+        cycles = base.choose_recipe(rows, None, with_numbers).cycles
         assert np.array_equal(np.diff(np.log2(cycles)), np.ones(len(cycles) - 1)), "as CosineDecayRestarts has it"
         assert sum(cycles) * rows < 4_100_000 or list(cycles) == [3]
-        assert base.choose_recipe(rows, 7, alone).cycles == [7]
+        assert base.choose_recipe(rows, 7, with_numbers).cycles == [7]
     base.BATCH_SIZE = 48
     assert base.choose_recipe(rows, None).batch_size == 48
 
 
-def test_a_step_changes_the_rows_of_the_batch_alone(base, compiled):
-    """Two steps against NumPy: a category's gradients summed, the prior for every step since, no momentum."""
-    start, batches = np.random.default_rng(0).normal(size=(250_000, 2)).astype("float32"), [[1, 6, 1], [4, 1, 4]]
-    layer = keras.layers.Embedding(250_000, 2, weights=[start], name="embedding_0")
-    inputs = keras.Input((), dtype="int32")
-    model = keras.Model(inputs, keras.ops.sum(layer(inputs), axis=1))
-    optimizer = base.with_large_matrices(keras.optimizers.SGD(), model, 0.1, prior=0.125)
-    model.compile(optimizer, "mse", jit_compile=True)
-    expected, velocity, count, target = start.astype("float64"), np.zeros((250_000, 2)), np.zeros(250_000), np.float32([1, 2, 3])
-    for step, ids in enumerate(batches, 1):
-        model.train_on_batch(np.array(ids), target)
-        gradient = np.zeros_like(expected)
-        np.add.at(gradient, ids, np.repeat(2 * (expected[ids].sum(axis=1) - target)[:, None] / 3, 2, axis=1))
-        for row in set(ids):
-            count[row] += 1
-            gradient[row] += 2 * 0.25 * step / count[row] * expected[row]  # a vector has two numbers
-            velocity[row] = 0.999 * velocity[row] + 0.001 * gradient[row] ** 2
-            expected[row] -= 0.1 * gradient[row] / (np.sqrt(velocity[row] / (1 - 0.999 ** count[row])) + 1e-7)
-    np.testing.assert_allclose(layer.get_weights()[0], expected, atol=2e-4)
-    others = np.setdiff1d(np.arange(250_000), batches)
-    np.testing.assert_array_equal(layer.get_weights()[0][others], start[others])
+def two_matrices(base):
+    """Return a model of two embedding layers, a matrix just below the size that counts as large and one just of it."""
+    inputs, rows = keras.Input((2,), dtype="int32"), base.Data(*[None] * 4, range(100), *[None] * 3)
+    small, large = (base.embedding(np.ones((size, 50), "float32"), rows, f"embedding_{size}") for size in (9_999, 10_000))
+    return keras.Model(inputs, keras.ops.sum(small(inputs[:, 0]) + large(inputs[:, 1]), axis=1)), small, large
 
 
-def test_only_a_large_matrix_has_an_optimizer_of_its_own(base):
-    """The smaller one is left to the optimizer of the other weights, and has its prior in its layer."""
-    inputs, rows = keras.Input((2,), dtype="int32"), base.Rows(*[None] * 4, range(100), *[None] * 3)
-    columns = [base.embedding(np.zeros((size, 50)), rows, f"embedding_{size}") for size in (9_999, 10_000)]
-    model = keras.Model(inputs, keras.layers.Dense(1)(keras.ops.concatenate([c(inputs[:, i]) for i, c in enumerate(columns)])))
-    rest = keras.optimizers.AdamW()
-    optimizer = base.with_large_matrices(rest, model, 0.1, prior=0.4)
-    optimizer.build(model.trainable_variables)
-    assert [type(each).__name__ for each in optimizer.optimizers] == ["AdamW", "RowAdam"]
-    assert optimizer.optimizers[1].variables[-1].shape == (10_000, 1)
-    assert columns[0].embeddings_regularizer.l2 == pytest.approx(40 * 50 / 100) and columns[1].embeddings_regularizer is None
-    small = keras.Model(inputs, columns[0](inputs))
-    assert base.with_large_matrices(rest, small, 0.1, prior=0.4) is rest
+def test_only_a_large_matrix_is_left_to_sgd(base):
+    """The smaller one has AdamW, and its prior in its layer; without a large one there is AdamW alone."""
+    model, small, large = two_matrices(base)
+    recipe = base.choose_recipe(100, 3)
+    base.compile_model(model, recipe, 100, 0.005)
+    assert {type(each).__name__: len(each.variables) for each in model.optimizer.optimizers} == {"AdamW": 3, "SGD": 1}
+    assert small.embeddings_regularizer.l2 == pytest.approx(40 * 50 / 100) and large.embeddings_regularizer is None
+    alone = keras.Model(model.inputs, small(model.inputs[0][:, 0]))
+    base.compile_model(alone, recipe, 100, 0.005)
+    assert type(alone.optimizer) is keras.optimizers.AdamW
+
+
+def test_a_step_changes_the_rows_of_the_batch_alone_where_a_matrix_is_large(base, compiled):
+    """One step against NumPy: a row moves by the learning rate times the sum of its cells' gradients; AdamW moves every row."""
+    model, small, large = two_matrices(base)
+    batch, target = np.array([[1, 1], [6, 6], [1, 1]] * 10 + [[7, 7]] * 2), np.full((32, 1), 3.0, "float32")
+    base.compile_model(model, base.choose_recipe(100, 3), 100, 0.005)
+    model.train_on_batch(batch, target)
+    # gaussian_loss: its slope for an answer is (answer - target) / (32 * mean squared error), and each answer is 50 + 50
+    slope = (100 - 3) / (32 * 97.0**2)
+    expected = np.ones((10_000, 50))
+    for row, cells in ((1, 20), (6, 10), (7, 2)):
+        expected[row] -= 0.005 * 32 * cells * slope
+    np.testing.assert_allclose(large.get_weights()[0], expected, rtol=1e-6)
+    assert (small.get_weights()[0] != 1).all(), "the prior moves all rows"
 
 
 @pytest.mark.parametrize(("rows", "multiple"), [(2, 1), (8_192, 1), (20_001, 1), (200_000, 2), (33, 32)])
@@ -170,7 +166,7 @@ def test_the_prior_keeps_vectors_of_few_rows_close_to_zero(pair, graphs):
 def test_each_pair_of_categories_has_a_number_of_its_own(pair):
     one = pair(made_up())
     ids = keras.Input((3,), dtype="int32")
-    table = one.base.Rows(*[None] * 3, 1, range(100), *[None] * 3)
+    table = one.base.Data(*[None] * 3, 1, range(100), *[None] * 3)
     model = keras.Model(ids, one.model.pair_effects(ids, [(0, 1), (2, 1), (0, 2)], [31, 4, 51], table, unit=1))
     rows = keras.Model(ids, model.get_layer("embedding_pairs").input)  # one for each pair of columns
     every = np.indices((31, 4, 51)).reshape(3, -1).T
@@ -222,7 +218,7 @@ def test_the_epoch_that_is_kept_was_the_best_on_the_validation_rows(pair, capsys
     keras.utils.set_random_seed(4)
     ids, numbers = pd.DataFrame(random.integers(1, 9, (400, 2)).astype("int32")), np.arange(400)
     target = (random.normal(size=(9, 9))[*ids.to_numpy().T] + random.normal(size=400)).astype("float32")
-    rows = base.Rows(None, target, {"std": 1, "log": False}, 1, numbers[:320], numbers[320:], None, None)
+    rows = base.Data(None, target, {"std": 1, "log": False}, 1, numbers[:320], numbers[320:], None, None)
     recipe = base.choose_recipe(320, epochs)
     model = base.build_model({"c": range(9), "d": range(9)}, rows, recipe)
     seen = record(monkeypatch)["errors"]
