@@ -3,14 +3,14 @@
     python tests/benchmarks/scale.py            # rows, categories, columns
     python tests/benchmarks/scale.py 50000000   # both scripts on so many rows: 10 categorical, 10 numerical columns, one epoch
 
-Each line is one run of a script as a process: seconds for reading and for an epoch (by the median of its rounds: the first
-one builds the graph), and peak memory (of the process, with Python and TensorFlow, some 600 MB) beside that of the encoded
+Each line is one run of a script as a process: seconds for reading and for an epoch (without the first one, which builds the
+graph, where there are several), and peak memory (of the process, with Python and TensorFlow, some 600 MB) beside that of the encoded
 columns, 4 bytes a cell. Up to a million rows are seen three times, more once.
 """
 
+import math
 import os
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,7 +21,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import pandas as pd
-from conftest import edited
+from conftest import Pair, edited
 
 
 def write_table(file, rows, cardinalities, numbers):
@@ -37,6 +37,12 @@ def write_table(file, rows, cardinalities, numbers):
         columns = {f"c{i}": d for i, d in enumerate(drawn)} | {f"x{i}": v for i, v in enumerate(values)}
         frame = pd.DataFrame(columns | {"y": target.round(3)})
         frame.to_csv(file, mode="a" if begin else "w", header=not begin, index=False)
+
+
+def batch_size(row_count):
+    """Return how many rows a step of the scripts takes, of so many training rows."""
+    with tempfile.TemporaryDirectory() as name:
+        return Pair(name).base.choose_recipe(row_count, None).batch_size
 
 
 def run(folder, script):
@@ -66,9 +72,10 @@ def measure(rows, cardinalities, numbers, scripts=("build_embeddings",)):
             said, peak = run(folder, script)
             seconds = time.perf_counter() - begin
             reading = float(re.search(r"test\n  ([\d.]+) s", said)[1])
-            steps = [(int(n), float(ms)) for n, ms in re.findall(r"^(\d+)/.* (\d+)ms/step", said, re.M)]
-            step = statistics.median(ms for _, ms in steps)
-            epoch = sum(n for n, _ in steps) * step / 1e3 / epochs
+            shown = [(int(n), float(s)) for n, s in re.findall(r"^  epoch (\d+) .*?  ([\d.]+) s", said, re.M)]
+            (first, begin), (last, end) = shown[0] if len(shown) > 1 else (0, 0.0), shown[-1]
+            epoch = (end - begin) / (last - first)
+            step = epoch * 1e3 / math.ceil(0.8 * rows / batch_size(0.8 * rows))
             cells = len(cardinalities) + (numbers if script == "build_embed_model" else 0)
             encoded = rows * cells * 4
             print(

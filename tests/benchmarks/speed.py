@@ -9,7 +9,6 @@ five repeats, taken in turn, in one process and with the same threads. The fligh
 the share of its time that its best round takes, ours the time to the first epoch that is as good on the validation rows.
 """
 
-import json
 import os
 import re
 import subprocess
@@ -103,20 +102,19 @@ def run_flights():
     from tables import read_csv, write_csv
 
     stages = ["imports", "reading, encoding", "training", "report, saving"]
-    marks = [("Reading", "Training", "Test"), ("Loading", "Training", "Waiting")]  # how the first line after each stage begins
+    marks = [("Reading", "Training", "Test"), ("Loading", "Training", "  waiting")]  # how the first line after each stage begins
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         settings = write_csv("flights", folder)
         edit_copies(folder, settings)
         runs = [watch(folder, file) for file in SCRIPTS]
-        std = json.loads((folder / "embeddings/run.json").read_text(encoding="utf-8"))["target"]["std"]
     print("| script |", " | ".join(stages), "| waiting for boosting in it | in all |\n|---|" + "--:|" * (len(stages) + 2))
     for file, lines, patterns in zip(SCRIPTS, runs, marks):
         times = [*(next(t for t, line in lines if line.startswith(begin)) for begin in patterns), lines[-1][0]]
-        boosting = [t for t, line in lines if line.startswith("Waiting") or line.startswith("Test figures")]
+        boosting = [t for t, line in lines if line.startswith(("  waiting", "Test figures"))]
         print(f"| {file} |", " | ".join(f"{s:.1f}" for s in np.diff([0, *times])), f"| {sum(np.diff(boosting)):.1f} | {lines[-1][0]:.1f} |")
     print("\n".join(line for _, line in runs[1][-8:]))
-    epochs = [(t, std * float(found[1]) ** 0.5) for t, line in runs[1] if (found := re.search(r"val_mse: (\S+)", line))]
+    epochs = [(t, float(found[1])) for t, line in runs[1] if (found := re.search(r"^  epoch .* RMSE (\S+)", line))]
     before = runs[0][-1][0]
 
     train, validation, _ = split_table(read_csv(settings), base.SEED)
@@ -134,41 +132,40 @@ def run_flights():
 def main():
     random = np.random.default_rng(0)
     os.chdir(Path(base.__file__).parent)  # where DATA_FILE is
-    table, (rows, *_), target, *_ = base.load_rows(script.CATEGORICAL_COLUMNS, script.NUMERICAL_COLUMNS)
-    recipe, numbers = base.choose_recipe(len(rows), None, 3_000_000), [table[column] for column in script.NUMERICAL_COLUMNS]
-    ids, matrices = [], []
-    for column in script.CATEGORICAL_COLUMNS:
-        vocabulary = base.build_vocabulary(table[column], rows)
-        ids.append(base.row_numbers(table[column], vocabulary).astype("int32"))
-        size = len(vocabulary), base.embedding_dim(len(vocabulary) - 1)
-        matrices.append(random.uniform(-0.05, 0.05, size).astype("float32"))
-    model = script.build_model(matrices, ids, numbers, rows, {"unexplained": 0.1}, recipe)
-    optimizer = base.SparseAdamW(1e-3, 80 / len(rows), weight_decay=recipe.weight_decay)
-    model.compile(optimizer, base.gaussian_loss, steps_per_execution=16, jit_compile=True)
-    few = rows[: STEPS * recipe.batch_size]
-    batch = (base.gather(ids, few), base.gather(numbers, few))
-    data = base.batches(recipe.batch_size, batch, target[few, None])
+    data = base.load_rows(script.CATEGORICAL_COLUMNS, script.NUMERICAL_COLUMNS)
+    rows, target = data.training, data.target
+    vocabularies = base.build_vocabularies(data.table[script.CATEGORICAL_COLUMNS], rows)
+    ids, numbers = base.to_ids(data.table, vocabularies), data.table
+    sizes = [(len(vocabulary), base.embedding_dim(len(vocabulary) - 1)) for vocabulary in vocabularies.values()]
+    matrices = [random.uniform(-0.05, 0.05, size).astype("float32") for size in sizes]
+    recipe = base.choose_recipe(len(rows), None, with_numbers=True)
+    model = script.build_model(matrices, ids, numbers, data, recipe, validation_error=0.01)
+    base.compile_model(model, recipe, len(rows), 1e-3)
+    few = rows[: STEPS * recipe.batch_size].reshape(STEPS, recipe.batch_size)
+    batches = base.feed([ids, numbers], target, few, recipe.members)
+    batch = [base.gather(frame.astype(kind), few.ravel()) for frame, kind in ((ids, "int32"), (numbers, "float32"))]
     features = next(layer for layer in model.layers if isinstance(layer, keras.layers.Dense) and layer.units == recipe.widths[0]).kernel.shape[0]
     squeezed = [(d.shape[1], 8) for d in matrices if d.shape[1] > 8]
     shapes = [(features, recipe.widths[0]), recipe.widths, (recipe.widths[1], 1), *squeezed]
     sizes, dims = np.transpose([weights.shape for weights in matrices]).tolist()
-    pairs = script.pairs_that_repeat(ids, rows)
+    pairs = [[ids.columns.get_loc(column) for column in pair] for pair in script.pairs_that_repeat(ids, rows)]
 
     def fit():
-        model.fit(*data, batch_size=recipe.batch_size, verbose=0)
+        model.fit(**batches, shuffle=False, verbose=0)
 
     def ladder():
         return [bend() for _ in range(STEPS)]
 
-    kernel = tf.constant(random.normal(size=(len(numbers), 64, 12)).astype("float32"))
-    climbed = tf.constant(random.normal(size=(len(numbers), recipe.batch_size, 64)).astype("float32"))
-    bent = tf.constant(random.normal(size=(len(numbers), recipe.batch_size, 12)).astype("float32"))
+    columns = len(numbers.columns)
+    kernel = tf.constant(random.normal(size=(columns, 64, 12)).astype("float32"))
+    climbed = tf.constant(random.normal(size=(columns, recipe.batch_size, 64)).astype("float32"))
+    bent = tf.constant(random.normal(size=(columns, recipe.batch_size, 12)).astype("float32"))
     bend = tf.function(lambda: tf.reduce_sum((climbed @ kernel)[:, 0, 0]) + tf.reduce_sum(tf.matmul(climbed, bent, transpose_a=True)[:, 0, 0]))
     what = {
         "training, Keras": fit,
         "bare products of the dense layers": products(shapes, recipe.batch_size),
         "bare products of the numbers' ladders": ladder,
-        "training, PyTorch": torch_steps(recipe.widths, recipe.batch_size, *batch, target[few, None], dims, sizes, pairs),
+        "training, PyTorch": torch_steps(recipe.widths, recipe.batch_size, *batch, target[few.ravel(), None], dims, sizes, pairs),
     }
     what = {name: function for name, function in what.items() if function}
     seconds = {name: [] for name in what}
