@@ -238,35 +238,6 @@ def build_model(matrices, ids, numbers, data, recipe, validation_error):
     return keras.Model(inputs, base.dense_layers(features, data, recipe, effects))
 
 
-def raw_model(model, vocabularies, target_info):
-    """Return a model that takes raw columns, text and numbers, and predicts in units."""
-    inputs = {}
-    for i, column in enumerate([*CATEGORICAL_COLUMNS, *NUMERICAL_COLUMNS]):
-        dtype = "string" if column in CATEGORICAL_COLUMNS else "float32"
-        name = f"{i}_column" if TAKEN.fullmatch(column) else column
-        inputs[column] = keras.Input((), dtype=dtype, name=name)
-    ids = []
-    for column, vocabulary in vocabularies.items():
-        known = list(vocabulary["category"][1:])
-        unknown = "?" * (1 + max(map(len, known)))  # longer than each category, it can be none
-        ids.append(layers.StringLookup(vocabulary=known, oov_token=unknown)(inputs[column]))
-    stacked = [ops.cast(ops.stack(ids, axis=1), "int32")]
-    if NUMERICAL_COLUMNS:
-        stacked.append(ops.stack([inputs[column] for column in NUMERICAL_COLUMNS], axis=1))
-    network = keras.Model(model.inputs, model.outputs[0])  # without the loss, which no file holds
-    predictions = ops.mean(network(stacked), axis=1)
-    if base.TASK == "regression":  # float32 would not tell values around 1e9 apart
-        units = layers.Rescaling(target_info["std"], target_info["mean"], dtype="float64")
-        predictions = units(predictions)
-        predictions = ops.expm1(predictions) if base.LOG_TARGET else predictions
-    return keras.Model(inputs, predictions)
-
-
-# Names that no input may bear, because something inside the model does, or Keras refuses them
-TAKEN = re.compile(rf".*\W.*|\d.*|(functional|rescaling|string_lookup|{'|'.join(dir(ops))})(_\d+)?",
-                   re.ASCII | re.DOTALL)
-
-
 # The figure to beat
 
 
@@ -345,6 +316,35 @@ def print_report(report, row_count, target_column):
     print(f"{title:<58}", *(f"{name:>14}" for name in names), f"  ({target_column})")
     for name, figures in report.items():
         print(f"  {name:<56}", *(f"{figure:>14.4g}" for figure in figures.values()))
+
+
+def raw_model(model, vocabularies, target_info):
+    """Return a model that takes raw columns, text and numbers, and predicts in units."""
+    inputs = {}
+    for i, column in enumerate([*CATEGORICAL_COLUMNS, *NUMERICAL_COLUMNS]):
+        dtype = "string" if column in CATEGORICAL_COLUMNS else "float32"
+        name = f"{i}_column" if TAKEN.fullmatch(column) else column
+        inputs[column] = keras.Input((), dtype=dtype, name=name)
+    ids = []
+    for column, vocabulary in vocabularies.items():
+        known = list(vocabulary["category"][1:])
+        unknown = "?" * (1 + max(map(len, known)))  # longer than each category, it can be none
+        ids.append(layers.StringLookup(vocabulary=known, oov_token=unknown)(inputs[column]))
+    stacked = [ops.cast(ops.stack(ids, axis=1), "int32")]
+    if NUMERICAL_COLUMNS:
+        stacked.append(ops.stack([inputs[column] for column in NUMERICAL_COLUMNS], axis=1))
+    network = keras.Model(model.inputs, model.outputs[0])  # without the loss, which no file holds
+    predictions = ops.mean(network(stacked), axis=1)
+    if base.TASK == "regression":  # float32 would not tell values around 1e9 apart
+        units = layers.Rescaling(target_info["std"], target_info["mean"], dtype="float64")
+        predictions = units(predictions)
+        predictions = ops.expm1(predictions) if base.LOG_TARGET else predictions
+    return keras.Model(inputs, predictions)
+
+
+# Names that no input may bear, because something inside the model does, or Keras refuses them
+TAKEN = re.compile(rf".*\W.*|\d.*|(functional|rescaling|string_lookup|{'|'.join(dir(ops))})(_\d+)?",
+                   re.ASCII | re.DOTALL)
 
 
 def save_model(folder, run, model, report):

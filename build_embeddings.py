@@ -636,9 +636,10 @@ def is_large(matrix):
     """Return whether AdamW, which changes a whole matrix in every step, is too slow for it.
 
     With a million categories it takes twenty times as long as SGD, which on TensorFlow changes the
-    rows of a batch alone.
+    rows of a batch alone. Keras mixes optimizers from 3.15 on; before, all matrices have AdamW.
     """
-    return tf is not None and np.prod(matrix.shape) >= 500_000
+    can_mix = tf is not None and hasattr(keras.optimizers, "MultiOptimizer")
+    return can_mix and np.prod(matrix.shape) >= 500_000
 
 
 def by_size(adamw, sgd, model):
