@@ -352,7 +352,7 @@ def read_rows(data_file, categorical_columns, numerical_columns, settings):
     with stage(f"Reading {data_file}"):
         table = read_table(data_file, text_columns, number_columns, target_column)
         part = split(len(table), table.get(split_column), split_column, seed)
-        parts = [np.flatnonzero(part == which) for which in (TRAINING, VALIDATION, TEST)]
+        parts = [np.flatnonzero(part == which).astype("int32") for which in range(3)]
         target, target_info = encode_target(table[target_column], parts[TRAINING], settings)
         fingerprints = {"settings": [*settings], "split": fingerprint(part)}
         for column in [*categorical_columns, target_column]:
