@@ -205,9 +205,11 @@ def test_a_cycle_that_brings_nothing_is_the_last(pair, graphs, monkeypatch):
         c, d = random.integers(0, 40, (2, 400))
         y = random.normal(size=400) if noise else 5 * np.sin(c) + random.normal(size=40)[d]
         seen["errors"].clear()
-        pair(pd.DataFrame({"c": c, "d": d, "y": y}), {"EPOCHS": None}).run_base()
+        one = pair(pd.DataFrame({"c": c, "d": d, "y": y}), {"EPOCHS": None})
+        del one.base.CYCLES[4:]  # enough to tell the two apart
+        one.run_base()
         ended.append(len(seen["errors"]))
-        assert ended[-1] in np.cumsum([4, 8, 16, 32, 64, 128])
+        assert ended[-1] in (4, 12, 28, 60)
     assert ended[0] < ended[1]
 
 

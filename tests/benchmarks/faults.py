@@ -9,6 +9,7 @@ what was begun; and after every fifth kill the same script must run through.
 
 import hashlib
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -42,7 +43,9 @@ def run(folder, *command, kill_after=None, kill_in_saving=False):
     """Run Python in a folder; kill it after some seconds, or at a random moment once it has begun to write files."""
     process = subprocess.Popen([sys.executable, *command], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if kill_in_saving:
-        while process.poll() is None and not any((folder / "embeddings").glob(".sav*/*")):
+        while process.poll() is None and not os.path.exists(folder / "embeddings/.saving/c.npy") and not os.path.exists(
+            folder / "embeddings/.saving/embed_model.keras"
+        ):
             time.sleep(0.0005)
         kill_after = random.uniform(0, 0.1)
     if kill_after is not None:
