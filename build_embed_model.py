@@ -228,9 +228,10 @@ def build_model(matrices, ids, numbers, data, recipe, validation_error):
     if NUMERICAL_COLUMNS:
         inputs.append(keras.Input((len(NUMERICAL_COLUMNS),)))
         parts.append(embed_numbers(inputs[1], *fit_scales(numbers, data.training)))
-    effects = 0.0
-    pairs = pairs_that_repeat(ids, data.training)
-    if pairs and data.outputs <= 20:  # of more classes the numbers would fill the memory
+    effects, pairs = 0.0, []
+    if data.outputs <= 20:  # of more classes the pairs' numbers would fill the memory
+        pairs = pairs_that_repeat(ids, data.training)
+    if pairs:
         unit = 3 * min(1, validation_error**0.5) if base.TASK == "regression" else 1.0  # measured
         places = [[ids.columns.get_loc(column) for column in pair] for pair in pairs]
         effects = pair_effects(inputs[0], places, [len(m) for m in matrices], data, unit)
@@ -258,14 +259,13 @@ def boost(ids, numbers, data):
     many = [column for column in ids if ids[column].max() > 254]
     few = [column for column in ids if column not in many]
     encoder = make_column_transformer(
-        (TargetEncoder(target_type=encoded), many), remainder="passthrough",
-        verbose_feature_names_out=False).set_output(transform="pandas")
+        ("passthrough", few), (TargetEncoder(target_type=encoded), many), remainder="passthrough")
 
     def table(chosen):
         return pd.concat([ids.iloc[chosen], numbers.iloc[chosen]], axis=1)
 
     booster = kind(max_iter=1000, early_stopping=True, n_iter_no_change=50,
-                   categorical_features=few, random_state=base.SEED)
+                   categorical_features=np.arange(len(few)), random_state=base.SEED)
     features = encoder.fit_transform(table(training), data.target[training])
     booster.fit(features, data.target[training], X_val=encoder.transform(table(validation)),
                 y_val=data.target[validation])

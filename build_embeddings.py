@@ -831,6 +831,8 @@ def file_stems(columns):
 def open_folder(name):
     """Return the folder of the saved files, ready to be written; finish what a kill cut short."""
     folder = Path(name)
+    if PROCESS:
+        return folder  # the first process writes for all
     with plain_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         finish_saving(folder)

@@ -1,7 +1,5 @@
 """How the network is trained: which rows a round sees, what a step changes, and when training ends."""
 
-import gc
-
 import keras
 import numpy as np
 import pandas as pd
