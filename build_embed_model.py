@@ -4,15 +4,16 @@
     python build_embed_model.py
 
 Every category becomes its vector from embeddings/<column>.npy, the numerical columns join them, and
-a network learns from both, with one number more for each pair of categories. On test rows that
-neither script trained on, a report compares it with gradient boosting: on the flights in data/ an
-error of 6.6 minutes beside 7.2, after a minute on two cores. Saved is embeddings/embed_model.keras,
-which takes the columns as they stand in the file (text, unscaled numbers, missing cells) and
-predicts in the target's units, or probabilities; predict and embed below use what was saved.
+a network learns from both, with one number more for each pair of categories and, on tables of up to
+100,000 training rows, the mean target of each category and pair. On test rows that neither script
+trained on, a report compares it with gradient boosting: on the flights in data/ an error of 6.6
+minutes beside 7.2, after a minute on two cores. Saved is embeddings/embed_model.keras, which takes
+the columns as they stand in the file (text, unscaled numbers, missing cells) and predicts in the
+target's units, or probabilities; predict and embed below use what was saved.
 
 Sources: Gorishniy et al. 2022, arXiv:2203.05556 (numbers); Gorishniy et al. 2024, arXiv:2410.24210
 (TabM); Holzmüller et al. 2024, arXiv:2407.04491 (RealMLP); Cheng et al. 2016, arXiv:1606.07792
-(Wide & Deep).
+(Wide & Deep); Pargent et al. 2022, arXiv:2104.00629 (mean targets).
 """
 
 import functools
@@ -43,7 +44,7 @@ NUMERICAL_COLUMNS = ["sched_dep", "distance", "plane_year", "seats", "temp", "de
 # training
 TRAIN_EMBEDDINGS = True  # False keeps the vectors as they are: if they must mean the same later
 EPOCHS = None  # None: as in build_embeddings.py
-LEARNING_RATE = 5e-3  # the highest; lower it if training diverges
+LEARNING_RATE = 5e-3  # lower it if training diverges
 # --------------------------------------------------------------------------------------------------
 
 
@@ -59,16 +60,19 @@ def main():
     check_rows(data, run, vocabularies)
     keras.utils.set_random_seed(base.SEED)
     ids = base.to_ids(data.table, vocabularies)
-    numbers = data.table
-    inputs = [ids, numbers] if NUMERICAL_COLUMNS else [ids]
+    numbers, sizes = data.table, [len(weights) for weights in matrices]
+    pairs = pairs_that_repeat(ids, data)
+    means, groups, tables = target_means(ids, pairs, sizes, data)
+    inputs = [frame for frame in (ids, numbers, means) if frame.shape[1]]
 
     title = f"Training on {len(matrices)} embeddings + {len(NUMERICAL_COLUMNS)} numerical columns"
     with base.stage(f"{title}, beside gradient boosting"), ThreadPool(1) as beside:
         if not base.PROCESS:  # a small network's steps leave part of the processors idle
             boosting = beside.apply_async(boost, (ids, numbers, data))
-        recipe = base.choose_recipe(len(data.training), EPOCHS, with_numbers=True)
-        model = build_model(matrices, ids, numbers, data, recipe, run["validation_error"])
-        model, _ = base.train(model, inputs, data, recipe, LEARNING_RATE)
+        recipe = base.choose_recipe(len(data.training), EPOCHS, rows_to_see=3_000_000)
+        frames = ids, numbers, means
+        model = build_model(matrices, frames, pairs, data, recipe, run["validation_error"])
+        model, _ = base.train(model, vocabularies, inputs, data, recipe, LEARNING_RATE)
         if base.PROCESS:
             return  # of several processes the first one reports and saves
         predictions = base.predict_rows(model, inputs, data.test)
@@ -83,7 +87,7 @@ def main():
         "embeddings + numerical columns": base.score(target, predictions, info),
     }
     print_report(report, len(target), base.TARGET_COLUMN)
-    save_model(folder, run, raw_model(model, vocabularies, info), report)
+    save_model(folder, run, raw_model(model, vocabularies, groups, tables, info), report)
     if base.TASK != "regression":
         predicted = info["classes"][1 if base.TASK == "binary" else 0 :]
         print(f"  predict returns the probability of {', '.join(map(repr, predicted))}")
@@ -170,20 +174,22 @@ def embed_numbers(numbers, medians, scales, steps):
 # Pairs of categories
 
 
-def pairs_that_repeat(ids, training):
-    """Return the pairs of columns whose pairs of categories are worth a number each.
+def pairs_that_repeat(ids, data):
+    """Return the places of pairs of columns whose pairs of categories are worth a number each.
 
     They come up twice or more on average, else their numbers would hold single rows by heart; and
     there are more of them than categories in either column: of a plane and its maker the plane says
     all. At most 16 columns, those with the most categories, and 250,000 rows are looked at.
     """
-    cells = ids.iloc[base.sample(training, 250_000, base.SEED)]
+    if data.outputs > 20:
+        return []  # their numbers would fill the memory
+    cells = ids.iloc[base.sample(data.training, 250_000, base.SEED)]
     columns = cells.nunique().nlargest(16)
     pairs = []
     for pair in itertools.combinations(columns.index, 2):
         count = len(cells[[*pair]].drop_duplicates())
         if columns[[*pair]].max() < count <= len(cells) / 2:
-            pairs.append(pair)
+            pairs.append([ids.columns.get_loc(column) for column in pair])
     return pairs
 
 
@@ -208,35 +214,93 @@ def pair_effects(ids, places, sizes, data, unit):
     return ops.sum(effects, axis=1, keepdims=True) * (unit / len(places) ** 0.5)
 
 
+# Target means
+
+
+def number_groups(ids, groups, sizes):
+    """Return a number for the categories of each row in each group of columns.
+
+    ids: (rows, columns), an array or what a network sees; groups: places of columns; sizes: the
+    rows of each column's matrix.
+    """
+    numbers = []
+    for group in groups:
+        number = 0
+        for place in group:
+            number = number * sizes[place] + ids[:, place]
+        numbers.append(number)
+    return numbers
+
+
+FOLDS = 5
+SMOOTHING = 10  # the mean of so many rows counts as much as that of all rows, which is 0
+
+
+def target_means(ids, pairs, sizes, data):
+    """Return the mean target, scaled, of each row's categories, the groups of them, and their table.
+
+    Groups are pairs, and columns of more than 20 categories. No training row sees its own target:
+    each fifth of them has the means of the other four. All other rows have the mean of those five,
+    in which a category of few rows is drawn to 0 as much. Above 100,000 training rows vectors learn
+    all of this better, and there are none.
+    """
+    groups = [(place,) for place, size in enumerate(sizes) if size > 21]
+    groups += [[a, b] for a, b in pairs if sizes[a] * sizes[b] < 2**31]  # where int32 ends
+    if len(data.training) > 100_000:
+        groups = []
+    targets = data.target[data.training]
+    targets = np.eye(data.outputs)[targets] if data.outputs > 1 else targets[:, None]
+    targets = (targets - targets.mean(axis=0)) / targets.std(axis=0)
+    fold = base.generator(base.SEED, "folds").permutation(len(targets)) % FOLDS
+    means, tables = [np.empty((len(ids), 0), "float32")], []
+    for numbers in number_groups(ids.to_numpy("int64"), groups, sizes):
+        codes, known = pd.factorize(numbers[data.training])
+        sums = np.zeros((FOLDS, len(known), data.outputs))
+        counts = np.zeros((FOLDS, len(known), 1))
+        np.add.at(sums, (fold, codes), targets)
+        np.add.at(counts, (fold, codes), 1)
+        outside = (sums.sum(axis=0) - sums) / (counts.sum(axis=0) - counts + SMOOTHING)
+        table = pd.DataFrame(outside.mean(axis=0), index=known, dtype="float32")
+        column = table.reindex(numbers, fill_value=0).to_numpy(copy=True)
+        column[data.training] = outside[fold, codes]
+        means.append(column)
+        tables.append(table)
+    return pd.DataFrame(np.concatenate(means, axis=1)), groups, tables
+
+
 # The network
 
 
-def build_model(matrices, ids, numbers, data, recipe, validation_error):
-    """Return the network: ids and, if any, numbers -> vectors and features -> dense layers.
+def build_model(matrices, frames, pairs, data, recipe, validation_error):
+    """Return the network: ids and, if any, numbers and target means -> features -> dense layers.
 
-    matrices: the saved weights of each categorical column; ids, numbers: frames of all rows;
-    validation_error: what the vectors alone leave unexplained of the target.
+    matrices: the saved weights of each categorical column; frames: what the network sees of all
+    rows; validation_error: what the vectors alone leave unexplained of the target.
     """
-    inputs = [keras.Input((len(matrices),), dtype="int32")]
-    parts = []
+    ids, numbers, means = frames
+    inputs = [keras.Input((ids.shape[1],), dtype="int32")]
+    features = []
     for i, weights in enumerate(matrices):
         layer = base.embedding(weights, data, f"embedding_{i}", TRAIN_EMBEDDINGS)
         vectors = layer(inputs[0][:, i])
         if weights.shape[1] > 8:  # fewer numbers, to learn fewer rows of a rare category by heart
             vectors = layers.Dense(8, use_bias=False)(vectors)
-        parts.append(vectors)
-    if NUMERICAL_COLUMNS:
-        inputs.append(keras.Input((len(NUMERICAL_COLUMNS),)))
-        parts.append(embed_numbers(inputs[1], *fit_scales(numbers, data.training)))
-    effects, pairs = 0.0, []
-    if data.outputs <= 20:  # of more classes the pairs' numbers would fill the memory
-        pairs = pairs_that_repeat(ids, data.training)
+        features.append(vectors)
+    if numbers.shape[1]:
+        inputs.append(keras.Input((numbers.shape[1],)))
+        features.append(embed_numbers(inputs[-1], *fit_scales(numbers, data.training)))
+    others = sum(feature.shape[1] for feature in features)
+    if means.shape[1]:
+        inputs.append(keras.Input((means.shape[1],)))
+        features.append(inputs[-1])
+    effects = 0.0
     if pairs:
         unit = 3 * min(1, validation_error**0.5) if base.TASK == "regression" else 1.0  # measured
-        places = [[ids.columns.get_loc(column) for column in pair] for pair in pairs]
-        effects = pair_effects(inputs[0], places, [len(m) for m in matrices], data, unit)
-    features = layers.concatenate(parts)
-    return keras.Model(inputs, base.dense_layers(features, data, recipe, effects))
+        effects = pair_effects(inputs[0], pairs, [len(m) for m in matrices], data, unit)
+    features = layers.concatenate(features)
+    seen = np.ones((recipe.members, features.shape[1]), "float32")
+    seen[: recipe.members // 2, others:] = 0  # half of the members do without the means
+    return keras.Model(inputs, base.dense_layers(features, data, recipe, effects, seen))
 
 
 # The figure to beat
@@ -318,7 +382,7 @@ def print_report(report, row_count, target_column):
         print(f"  {name:<56}", *(f"{figure:>14.4g}" for figure in figures.values()))
 
 
-def raw_model(model, vocabularies, target_info):
+def raw_model(model, vocabularies, groups, tables, target_info):
     """Return a model that takes raw columns, text and numbers, and predicts in units."""
     inputs = {}
     for i, column in enumerate([*CATEGORICAL_COLUMNS, *NUMERICAL_COLUMNS]):
@@ -333,6 +397,9 @@ def raw_model(model, vocabularies, target_info):
     stacked = [ops.cast(ops.stack(ids, axis=1), "int32")]
     if NUMERICAL_COLUMNS:
         stacked.append(ops.stack([inputs[column] for column in NUMERICAL_COLUMNS], axis=1))
+    if groups:
+        numbers = number_groups(stacked[0], groups, [len(v) for v in vocabularies.values()])
+        stacked.append(look_up_means(numbers, tables))
     network = keras.Model(model.inputs, model.outputs[0])  # without the loss, which no file holds
     predictions = ops.mean(network(stacked), axis=1)
     if base.TASK == "regression":  # float32 would not tell values around 1e9 apart
@@ -342,9 +409,19 @@ def raw_model(model, vocabularies, target_info):
     return keras.Model(inputs, predictions)
 
 
+def look_up_means(numbers, tables):
+    """Return in a network the target means, (rows, means), that tables have for numbers, or 0."""
+    means = []
+    for number, table in zip(numbers, tables):
+        place = layers.IntegerLookup(vocabulary=table.index.to_numpy())(number)  # 0 if not known
+        rows = np.vstack([np.zeros((1, table.shape[1])), table])
+        means.append(layers.Embedding(*rows.shape, weights=[rows], trainable=False)(place))
+    return layers.concatenate(means)
+
+
 # Names that no input may bear, because something inside the model does, or Keras refuses them
-TAKEN = re.compile(rf".*\W.*|\d.*|(functional|rescaling|string_lookup|{'|'.join(dir(ops))})(_\d+)?",
-                   re.ASCII | re.DOTALL)
+INSIDE = "|".join(["functional", "rescaling", r"\w+_lookup", "embedding", *dir(ops)])
+TAKEN = re.compile(rf".*\W.*|\d.*|({INSIDE})(_\d+)?", re.ASCII | re.DOTALL)
 
 
 def save_model(folder, run, model, report):

@@ -64,7 +64,7 @@ EMBEDDINGS_DIR = "embeddings"
 # training
 EPOCHS = None  # None: as long as the validation rows gain; a number: so many, the best is kept
 BATCH_SIZE = None  # None: by the number of rows; larger is faster, and takes fewer steps
-LEARNING_RATE = 5e-3  # at the start, falling to zero from there; lower it if training diverges
+LEARNING_RATE = 5e-3  # lower it if training diverges
 SEED = 0  # another seed: other random rows held out, other random starts
 # --------------------------------------------------------------------------------------------------
 
@@ -80,9 +80,9 @@ def main():
     ids = to_ids(data.table, vocabularies)
 
     with stage(f"Training on {len(vocabularies)} categorical columns"):
-        recipe = choose_recipe(len(data.training), EPOCHS)
+        recipe = choose_recipe(len(data.training), EPOCHS, rows_to_see=900_000)
         model = build_model(vocabularies, data, recipe)
-        model, error = train(model, [ids], data, recipe, LEARNING_RATE)
+        model, error = train(model, vocabularies, [ids], data, recipe, LEARNING_RATE)
     if PROCESS:
         return  # where several machines train together, the first one reports and saves
 
@@ -163,15 +163,16 @@ def build_model(vocabularies, data, recipe):
     return keras.Model([ids], dense_layers(layers.concatenate(vectors), data, recipe))
 
 
-def dense_layers(features, data, recipe, effects=0.0):
+def dense_layers(features, data, recipe, effects=0.0, seen=1.0):
     """Return the predictions (rows, members), or (rows, members, classes), of an ensemble.
 
     Its members share the layers in the middle; each has scales of its own for the features, at
     random +1 or -1 at the start, and an output layer of its own. Each learns from every row, and
     the mean of their predictions is what counts (TabM: Gorishniy et al. 2024, arXiv:2410.24210).
-    effects, (rows, 1, outputs), are those of build_embed_model.py: what pairs of categories add.
+    effects, (rows, 1, outputs), and seen, (members, features), 1 for what a member sees and 0 for
+    what not, are those of build_embed_model.py.
     """
-    hidden = layers.RepeatVector(recipe.members)(features)  # (rows, members, features)
+    hidden = layers.RepeatVector(recipe.members)(features) * seen  # (rows, members, features)
     if recipe.members > 1:
         scales = layers.EinsumDense("rmf,mf->rmf", output_shape=hidden.shape[1:])
         hidden = scales(hidden)
@@ -189,38 +190,33 @@ def dense_layers(features, data, recipe, effects=0.0):
 
 # Training
 
-Recipe = namedtuple("Recipe", "batch_size members widths weight_decay cycles")
-CYCLES = [4, 8, 16, 32, 64, 128]  # the epochs of one after the other, each twice the one before
+Recipe = namedtuple("Recipe", "batch_size members widths weight_decay epochs falls")
 
 
-def choose_recipe(row_count, epochs, with_numbers=False):
+def choose_recipe(row_count, epochs, rows_to_see):
     """Return how to train on so many rows, as measured in tests/benchmarks.
 
-    Small tables overfit: they get many members of a small network, and learn in cycles for as long
-    as it pays. epochs: as many as the user asks for, in one cycle, or None.
+    Small tables overfit: they get many members of a small network, and train for as long as it
+    pays, at one learning rate. Large tables have a number of epochs, in which some rows_to_see rows
+    pass by, and so has any table where the user sets epochs: there the learning rate falls to zero.
     """
-    # up to rows, batch, members, widths, weight decay, cycles, cycles with numbers
+    # up to rows, batch, members, widths, weight decay
     recipes = [
-        (2_500, 32, 32, (256, 128), 0.20, CYCLES, CYCLES),
-        (5_000, 64, 32, (256, 128), 0.20, CYCLES[:5], CYCLES),
-        (10_000, 128, 16, (256, 128), 0.20, CYCLES[:4], CYCLES),
-        (20_000, 256, 8, (256, 128), 0.15, CYCLES[:3], CYCLES[:5]),
-        (50_000, 512, 8, (256, 128), 0.07, CYCLES[:2], CYCLES[:4]),
-        (100_000, 512, 8, (256, 128), 0.05, CYCLES[:1], CYCLES[:3]),
-        (200_000, 512, 1, (512, 256), 0.05, [4], [20]),
-        (300_000, 512, 1, (512, 256), 0.05, [3], [11]),
-        (600_000, 512, 1, (512, 256), 0.05, [3], [6]),
-        (3_000_000, 512, 1, (512, 256), 0.05, [3], [3]),
-        (12_000_000, 2048, 1, (512, 256), 0.05, [3], [3]),
-        (np.inf, 8192, 1, (512, 256), 0.05, [3], [3]),
+        (2_500, 32, 16, (256, 128), 0.20),
+        (5_000, 64, 16, (256, 128), 0.20),
+        (10_000, 128, 8, (256, 128), 0.20),
+        (20_000, 256, 4, (256, 128), 0.15),
+        (50_000, 512, 4, (256, 128), 0.07),
+        (100_000, 512, 4, (256, 128), 0.05),
+        (3_000_000, 512, 1, (512, 256), 0.05),
+        (12_000_000, 2048, 1, (512, 256), 0.05),
+        (np.inf, 8192, 1, (512, 256), 0.05),
     ]
     recipe = next(recipe for recipe in recipes if row_count <= recipe[0])
-    _, batch_size, members, widths, weight_decay, cycles, cycles_with_numbers = recipe
-    if with_numbers:
-        cycles = cycles_with_numbers
-    if epochs:
-        cycles = [epochs]
-    return Recipe(BATCH_SIZE or batch_size, members, widths, weight_decay, cycles)
+    _, batch_size, members, widths, weight_decay = recipe
+    most = max(3, rows_to_see // row_count)
+    falls = bool(epochs) or row_count > 100_000
+    return Recipe(BATCH_SIZE or batch_size, members, widths, weight_decay, epochs or most, falls)
 
 
 def gaussian_loss(target, predictions):
@@ -238,66 +234,80 @@ LOSSES = {
 
 
 def compile_model(model, recipe, row_count, learning_rate):
-    """Compile with AdamW, whose rate falls to zero along half a cosine in each cycle.
+    """Compile with AdamW, whose rate falls to zero along half a cosine, or stays.
 
-    AdamW changes every vector in every step, too slow for a large matrix, which has SGD. Its rate
-    times the batch size undoes the mean of the loss: each occurrence of a category moves its vector
-    by the learning rate times the gradient, and one that is rare stays near its start, without a
-    penalty. Source of the cycles: Loshchilov and Hutter, SGDR, 2017, arXiv:1608.03983.
+    Where it stays, each epoch ends at a moving average of its weights, half of it from before the
+    epoch: what a falling rate does for the error, without an end that is known beforehand. (Keras's
+    fit leaves that average in the model: Polyak and Juditsky 1992; Zhang et al. 2019,
+    arXiv:1907.08610.) AdamW changes every vector in every step, too slow for a large matrix, which
+    has SGD. Its rate times the batch size undoes the mean of the loss: each occurrence of a
+    category moves its vector by the rate times the gradient, and a rare one stays near its start.
     """
-    steps = -(-row_count // recipe.batch_size) * recipe.cycles[0]
-    fall = keras.optimizers.schedules.CosineDecayRestarts
-    adamw = keras.optimizers.AdamW(fall(learning_rate, steps, t_mul=2.0), recipe.weight_decay)
+    steps = -(-row_count // recipe.batch_size)
+    rates = [learning_rate, learning_rate * recipe.batch_size]
+    if recipe.falls:
+        fall = keras.optimizers.schedules.CosineDecay
+        rates = [fall(rate, steps * recipe.epochs) for rate in rates]
+    adamw = keras.optimizers.AdamW(rates[0], recipe.weight_decay, use_ema=not recipe.falls,
+                                   ema_momentum=max(0, 1 - 0.7 / steps))
     adamw.exclude_from_weight_decay(var_names=["bias", "embeddings"])
-    sgd = keras.optimizers.SGD(fall(learning_rate * recipe.batch_size, steps, t_mul=2.0))
+    sgd = keras.optimizers.SGD(rates[1])
     optimizer = by_size(adamw, sgd, model)
     loss, metric = LOSSES[TASK]
     model.compile(optimizer, loss, metrics=[metric(name="error")], **execution())
     optimizer.build(model.trainable_variables)  # else TensorFlow traces the first step twice
 
 
-def train(model, inputs, data, recipe, learning_rate):
-    """Return the model with the weights that were best on the validation rows, and their error.
+def train(model, vocabularies, inputs, data, recipe, learning_rate):
+    """Return the model with the weights of the epoch that was best on the validation rows.
 
-    Training stops after the first cycle that does not lower the best error so far by 0.1 %. With
-    several cycles only the ends of cycles can be kept, because among many epochs one looks best by
-    luck; with one, as with EPOCHS, every epoch can. inputs: frames of ids and, if any, of numbers.
+    Training stops where the last quarter of the epochs has not lowered the validation error by
+    0.2 %. inputs: frames with the ids of all rows and, if any, what else the network takes.
     Raises InputError where training diverges.
     """
     compile_model(model, recipe, len(data.training), learning_rate)
     validation_rows = sample(data.validation, 200_000, SEED)
     batches = even_batches(validation_rows, device_count(recipe.batch_size))
-    validation = feed(inputs, data.target, batches, recipe.members)
-    shuffle, hide = generator(SEED, "shuffle"), generator(SEED, "hide")
-    ends = np.cumsum(recipe.cycles)
-    show = progress(ends[-1], data.target_info)
-    best, best_epoch, weights = np.inf, 0, None
-    for epoch in range(1, ends[-1] + 1):
-        fit_epoch(model, inputs, data, recipe, shuffle, hide)
+    validation = feed(gather(inputs, batches), data.target[batches], recipe.members)
+    random, errors, weights = generator(SEED, "epochs"), [], None
+    show = progress(recipe.epochs, data.target_info)
+    for epoch in range(1, recipe.epochs + 1):
+        fit_epoch(model, vocabularies, inputs, data, recipe, random)
         error = model.evaluate(**validation, verbose=0, return_dict=True)["error"]
+        if error < min(errors, default=np.inf):
+            weights, best_epoch = model.get_weights(), epoch
+        errors.append(error)
         show(epoch, error)
-        best_so_far = best
-        if error < best and (epoch in ends or len(ends) == 1):
-            best, best_epoch, weights = error, epoch, model.get_weights()
-        if epoch in ends and not error < 0.999 * best_so_far:
+        late = max(4, epoch // 4)
+        pays = epoch <= late or min(errors[-late:]) < 0.998 * min(errors[:-late])
+        if not (pays or recipe.falls):
             break
-    return finished(model, weights, best_epoch), best
+    return finished(model, weights, best_epoch), min(errors)
 
 
-HIDDEN = 0.002  # the share of the categories that training replaces by row 0
+def hidden_share(vocabulary):
+    """Return for each category the share of its cells that training replaces by row 0.
 
-
-def fit_epoch(model, inputs, data, recipe, shuffle, hide):
-    """Let the model learn from every training row once, in the order of a random generator.
-
-    Another one, hide, replaces a share HIDDEN of the categories by row 0, which so learns what to
-    predict of a category that is unknown. Rows are gathered a million at a time, to save memory.
+    The rarer it is the more, so that it is not learned by heart: half of them if it has one row.
     """
-    order = full_batches(shuffle.permutation(data.training), recipe.batch_size)
+    return 0.002 + 1 / (1 + vocabulary["count"].to_numpy("float32"))
+
+
+def fit_epoch(model, vocabularies, inputs, data, recipe, random):
+    """Let the model learn from every training row once, in random order.
+
+    Some cells have their category replaced by row 0, which so learns what to predict of a category
+    that is unknown. Rows are gathered a million at a time, to save memory.
+    """
+    order = full_batches(random.permutation(data.training), recipe.batch_size)
     parts = np.array_split(order, -(-order.size // 1_000_000))
     for number, batches in enumerate(parts, 1):
-        model.fit(**feed(inputs, data.target, batches, recipe.members, hide, HIDDEN),
-                  shuffle=False, verbose=0)
+        ids, *others = gather(inputs, batches)
+        for column, vocabulary in enumerate(vocabularies.values()):
+            cells = ids[..., column]
+            cells[random.random(cells.shape, "float32") < hidden_share(vocabulary)[cells]] = 0
+        rows = feed([ids, *others], data.target[batches], recipe.members)
+        model.fit(**rows, shuffle=False, verbose=0)
         if len(parts) > 1:
             print(f"  {number} of {len(parts)} parts of the epoch", flush=True)
 
@@ -575,24 +585,20 @@ def even_batches(rows, multiple=1):
     return full_batches(rows, -(-len(rows) // (count * multiple)) * multiple)
 
 
-def gather(frame, batches):
-    """Return some rows of a frame: (steps, batch, columns) for their numbers (steps, batch)."""
-    return np.array(frame.iloc[batches.ravel()]).reshape(*batches.shape, -1)
+def gather(frames, batches):
+    """Return some rows of frames: (steps, batch, columns) each for their numbers (steps, batch)."""
+    rows = batches.ravel()
+    return [np.array(frame.iloc[rows]).reshape(*batches.shape, -1) for frame in frames]
 
 
-def feed(inputs, target, batches, members, hide=None, share=0.0):
-    """Return rows, as numbers (steps, batch), as the keyword arguments of fit and evaluate.
-
-    hide: a random generator, to replace this share of the ids by 0.
-    """
-    ids, *numbers = [gather(frame, batches) for frame in inputs]
-    if hide:
-        ids[hide.random(ids.shape, "float32") < share] = 0
-    targets = np.repeat(target[batches][:, :, None], members, axis=2)
-    *inputs, targets = [own_share(values) for values in (ids, *numbers, targets)]
+def feed(inputs, targets, members):
+    """Return arrays (steps, batch, ...) as the keyword arguments of fit and evaluate."""
+    size = targets.shape[1] // PROCESSES
+    targets = np.repeat(targets[:, :, None], members, axis=2)
+    *inputs, targets = [own_share(values) for values in (*inputs, targets)]
     if not tf:
         *inputs, targets = [np.concatenate(values) for values in (*inputs, targets)]
-        return {"x": inputs, "y": targets, "batch_size": batches.shape[1] // PROCESSES}
+        return {"x": inputs, "y": targets, "batch_size": size}
     options = tf.data.Options()
     options.autotune.enabled = False  # TensorFlow 2.21 would wait for the tuner at each end of fit
     with tf.device("CPU"):  # where datasets work, whatever trains
@@ -624,7 +630,7 @@ def predict_rows(model, inputs, rows):
     """Return the mean prediction of the members for some rows, in units of the target learned."""
 
     def predict(batch):
-        return model.predict_on_batch([gather(frame, batch) for frame in inputs])
+        return model.predict_on_batch(gather(inputs, batch))
 
     return in_batches(predict, rows).mean(axis=1)
 

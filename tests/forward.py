@@ -85,6 +85,9 @@ def run(config, model, inputs, vocabularies):
             words = vocabularies[node[0]["config"]["keras_history"][0]]
             row = {word: i for i, word in enumerate(words) if i}  # row 0 is found by its place, not by its name
             values[name] = np.array([row.get(cell, 0) for cell in arguments[0]])
+        elif kind == "IntegerLookup":
+            row = {number: i for i, number in enumerate(layer["config"]["vocabulary"], 1)}
+            values[name] = np.array([row.get(number, 0) for number in arguments[0]])
         elif kind == "Functional":
             given = arguments[0] if isinstance(arguments[0], list) else arguments
             values[name] = run(layer["config"], model.get_layer(name), given, vocabularies)

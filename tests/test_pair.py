@@ -394,11 +394,12 @@ def test_row_0_is_trained_by_the_cells_that_are_hidden(pair, monkeypatch):
     monkeypatch.setattr(keras.Model, "fit", lambda model, *a, **k: (starts.append(embedding_weights(model)), fit(model, *a, **k))[1])
     one = pair(made_up())
     one.base.PRIOR = 0
-    for one.base.HIDDEN in (0.05, 0):
+    for share in (0.05, 0):
+        one.base.hidden_share = lambda vocabulary: np.full(len(vocabulary), share)
         starts.clear()
         one.run_base()
         for column, start in zip(["c", "d"], starts[0], strict=True):
-            assert np.array_equal(one.matrix(column)[0][0], start[0]) == (one.base.HIDDEN == 0), column
+            assert np.array_equal(one.matrix(column)[0][0], start[0]) == (share == 0), column
 
 
 def test_row_0_answers_as_a_model_without_the_column(pair, capsys, graphs):

@@ -42,7 +42,7 @@ def write_table(file, rows, cardinalities, numbers):
 def batch_size(row_count):
     """Return how many rows a step of the scripts takes, of so many training rows."""
     with tempfile.TemporaryDirectory() as name:
-        return Pair(name).base.choose_recipe(row_count, None).batch_size
+        return Pair(name).base.choose_recipe(row_count, None, 900_000).batch_size
 
 
 def run(folder, script):
