@@ -206,8 +206,8 @@ def choose_recipe(row_count, epochs, rows_to_see):
         (5_000, 64, 16, (256, 128), 0.20),
         (10_000, 128, 8, (256, 128), 0.20),
         (20_000, 256, 4, (256, 128), 0.15),
-        (50_000, 512, 4, (256, 128), 0.07),
-        (100_000, 512, 4, (256, 128), 0.05),
+        (50_000, 512, 2, (512, 256), 0.07),
+        (100_000, 512, 2, (512, 256), 0.05),
         (3_000_000, 512, 1, (512, 256), 0.05),
         (12_000_000, 2048, 1, (512, 256), 0.05),
         (np.inf, 8192, 1, (512, 256), 0.05),
@@ -224,13 +224,21 @@ def gaussian_loss(target, predictions):
     return ops.log(ops.mean(ops.square(target - predictions)) + keras.config.epsilon()) / 2
 
 
-# The loss, of target and predictions (rows, members), the target of a regression with mean 0 and
-# standard deviation 1; and the metric, the mean of the members, that chooses among epochs.
+# What each member learns from, its loss, and what their mean prediction is judged by on the
+# validation rows. Target and predictions: (rows, members); classes have an axis more. The target of
+# a regression has mean 0 and standard deviation 1.
 LOSSES = {
-    "regression": (gaussian_loss, keras.metrics.MeanSquaredError),
-    "binary": ("binary_crossentropy", keras.metrics.BinaryCrossentropy),
-    "multiclass": ("sparse_categorical_crossentropy", keras.metrics.SparseCategoricalCrossentropy),
+    "regression": (gaussian_loss, keras.losses.mean_squared_error),
+    "binary": ("binary_crossentropy", keras.losses.binary_crossentropy),
+    "multiclass": ("sparse_categorical_crossentropy",
+                   keras.losses.sparse_categorical_crossentropy),
 }
+
+
+def error(target, predictions):
+    """Return the error of the mean prediction of the members, for each row."""
+    _, judge = LOSSES[TASK]
+    return judge(target[:, :1], ops.mean(predictions, axis=1, keepdims=True))
 
 
 def compile_model(model, recipe, row_count, learning_rate):
@@ -253,8 +261,8 @@ def compile_model(model, recipe, row_count, learning_rate):
     adamw.exclude_from_weight_decay(var_names=["bias", "embeddings"])
     sgd = keras.optimizers.SGD(rates[1])
     optimizer = by_size(adamw, sgd, model)
-    loss, metric = LOSSES[TASK]
-    model.compile(optimizer, loss, metrics=[metric(name="error")], **execution())
+    loss, _ = LOSSES[TASK]
+    model.compile(optimizer, loss, metrics=[error], **execution())
     optimizer.build(model.trainable_variables)  # else TensorFlow traces the first step twice
 
 
@@ -273,16 +281,16 @@ def train(model, vocabularies, inputs, data, recipe, learning_rate):
     show = progress(recipe.epochs, data.target_info)
     for epoch in range(1, recipe.epochs + 1):
         fit_epoch(model, vocabularies, inputs, data, recipe, random)
-        error = model.evaluate(**validation, verbose=0, return_dict=True)["error"]
-        if error < min(errors, default=np.inf):
-            weights, best_epoch = model.get_weights(), epoch
-        errors.append(error)
-        show(epoch, error)
+        errors.append(model.evaluate(**validation, verbose=0, return_dict=True)["error"])
+        show(epoch, errors[-1])
+        if errors[-1] < min(errors[:-1], default=np.inf):
+            weights = model.get_weights()
         late = max(4, epoch // 4)
         pays = epoch <= late or min(errors[-late:]) < 0.998 * min(errors[:-late])
         if not (pays or recipe.falls):
             break
-    return finished(model, weights, best_epoch), min(errors)
+    best = min(errors)
+    return finished(model, weights, 1 + errors.index(best)), best
 
 
 def hidden_share(vocabulary):
