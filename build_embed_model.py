@@ -237,7 +237,7 @@ SMOOTHING = 10  # the mean of so many rows counts as much as that of all rows, w
 
 
 def target_means(ids, pairs, sizes, data):
-    """Return the mean target, scaled, of each row's categories, the groups of them, and their table.
+    """Return the mean targets of each row's categories, the groups of these, and their tables.
 
     Groups are pairs, and columns of more than 20 categories. No training row sees its own target:
     each fifth of them has the means of the other four. All other rows have the mean of those five,

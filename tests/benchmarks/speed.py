@@ -23,6 +23,7 @@ import build_embed_model as script
 import build_embeddings as base
 import keras
 import numpy as np
+import pandas as pd
 import tensorflow as tf
 
 STEPS = 128
@@ -138,18 +139,18 @@ def main():
     ids, numbers = base.to_ids(data.table, vocabularies), data.table
     sizes = [(len(vocabulary), base.embedding_dim(len(vocabulary) - 1)) for vocabulary in vocabularies.values()]
     matrices = [random.uniform(-0.05, 0.05, size).astype("float32") for size in sizes]
-    recipe = base.choose_recipe(len(rows), None, with_numbers=True)
-    model = script.build_model(matrices, ids, numbers, data, recipe, validation_error=0.01)
+    recipe = base.choose_recipe(len(rows), None, 3_000_000)
+    pairs = script.pairs_that_repeat(ids, data)
+    frames = ids, numbers, pd.DataFrame(index=ids.index)  # so large a table has no mean targets
+    model = script.build_model(matrices, frames, pairs, data, recipe, validation_error=0.01)
     base.compile_model(model, recipe, len(rows), 1e-3)
     few = rows[: STEPS * recipe.batch_size].reshape(STEPS, recipe.batch_size)
-    batches = base.feed([ids, numbers], target, few, recipe.members)
-    batch = [base.gather(frame.astype(kind), few.ravel()) for frame, kind in ((ids, "int32"), (numbers, "float32"))]
+    batches = base.feed(base.gather([ids, numbers], few), target[few], recipe.members)
+    batch = base.gather([ids.astype("int32"), numbers.astype("float32")], few.ravel())
     features = next(layer for layer in model.layers if isinstance(layer, keras.layers.Dense) and layer.units == recipe.widths[0]).kernel.shape[0]
     squeezed = [(d.shape[1], 8) for d in matrices if d.shape[1] > 8]
     shapes = [(features, recipe.widths[0]), recipe.widths, (recipe.widths[1], 1), *squeezed]
     sizes, dims = np.transpose([weights.shape for weights in matrices]).tolist()
-    pairs = [[ids.columns.get_loc(column) for column in pair] for pair in script.pairs_that_repeat(ids, rows)]
-
     def fit():
         model.fit(**batches, shuffle=False, verbose=0)
 
