@@ -190,7 +190,7 @@ def dense_layers(features, data, recipe, effects=0.0, seen=1.0):
 
 # Training
 
-Recipe = namedtuple("Recipe", "batch_size members widths weight_decay epochs falls")
+Recipe = namedtuple("Recipe", "batch_size members widths weight_decay patience epochs falls")
 
 
 def choose_recipe(row_count, epochs, rows_to_see):
@@ -200,23 +200,22 @@ def choose_recipe(row_count, epochs, rows_to_see):
     pays, at one learning rate. Large tables have a number of epochs, in which some rows_to_see rows
     pass by, and so has any table where the user sets epochs: there the learning rate falls to zero.
     """
-    # up to rows, batch, members, widths, weight decay
-    recipes = [
-        (2_500, 32, 16, (256, 128), 0.20),
-        (5_000, 64, 16, (256, 128), 0.20),
-        (10_000, 128, 8, (256, 128), 0.20),
-        (20_000, 256, 4, (256, 128), 0.15),
-        (50_000, 512, 2, (512, 256), 0.07),
-        (100_000, 512, 2, (512, 256), 0.05),
-        (3_000_000, 512, 1, (512, 256), 0.05),
-        (12_000_000, 2048, 1, (512, 256), 0.05),
-        (np.inf, 8192, 1, (512, 256), 0.05),
-    ]
-    recipe = next(recipe for recipe in recipes if row_count <= recipe[0])
-    _, batch_size, members, widths, weight_decay = recipe
+    # up to rows: batch, members, widths, weight decay, patience: the share of epochs without a gain
+    recipes = {
+        2_500: (32, 16, (256, 128), 0.20, 0.50),
+        5_000: (64, 16, (256, 128), 0.20, 0.50),
+        10_000: (128, 8, (256, 128), 0.20, 0.50),
+        20_000: (256, 4, (256, 128), 0.15, 0.25),
+        50_000: (512, 2, (512, 256), 0.07, 0.25),
+        100_000: (512, 2, (512, 256), 0.05, 0.25),
+        3_000_000: (512, 1, (512, 256), 0.05, None),
+        12_000_000: (2048, 1, (512, 256), 0.05, None),
+        np.inf: (8192, 1, (512, 256), 0.05, None),
+    }
+    batch_size, *recipe = next(recipes[limit] for limit in recipes if row_count <= limit)
     most = max(3, rows_to_see // row_count)
     falls = bool(epochs) or row_count > 100_000
-    return Recipe(BATCH_SIZE or batch_size, members, widths, weight_decay, epochs or most, falls)
+    return Recipe(BATCH_SIZE or batch_size, *recipe, epochs or most, falls)
 
 
 def gaussian_loss(target, predictions):
@@ -269,9 +268,9 @@ def compile_model(model, recipe, row_count, learning_rate):
 def train(model, vocabularies, inputs, data, recipe, learning_rate):
     """Return the model with the weights of the epoch that was best on the validation rows.
 
-    Training stops where the last quarter of the epochs has not lowered the validation error by
-    0.2 %. inputs: frames with the ids of all rows and, if any, what else the network takes.
-    Raises InputError where training diverges.
+    Training stops where the last epochs, the recipe's patience, have not lowered the validation
+    error by 0.2 %. inputs: frames with the ids of all rows and what else the network takes. Raises
+    InputError where training diverges.
     """
     compile_model(model, recipe, len(data.training), learning_rate)
     validation_rows = sample(data.validation, 200_000, SEED)
@@ -285,9 +284,10 @@ def train(model, vocabularies, inputs, data, recipe, learning_rate):
         show(epoch, errors[-1])
         if errors[-1] < min(errors[:-1], default=np.inf):
             weights = model.get_weights()
-        late = max(4, epoch // 4)
-        pays = epoch <= late or min(errors[-late:]) < 0.998 * min(errors[:-late])
-        if not (pays or recipe.falls):
+        if recipe.falls:
+            continue  # the error falls most at the end
+        late = max(4, int(epoch * recipe.patience))
+        if epoch > late and not min(errors[-late:]) < 0.998 * min(errors[:-late]):
             break
     best = min(errors)
     return finished(model, weights, 1 + errors.index(best)), best
