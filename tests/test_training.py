@@ -125,7 +125,7 @@ def two_matrices(base):
     """Return a model of two embedding layers, a matrix just below the size that counts as large and one just of it."""
     inputs, rows = keras.Input((2,), dtype="int32"), base.Data(*[None] * 4, range(100), *[None] * 3)
     small, large = (base.embedding(np.ones((size, 50), "float32"), rows, f"embedding_{size}") for size in (9_999, 10_000))
-    return keras.Model(inputs, keras.ops.sum(small(inputs[:, 0]) + large(inputs[:, 1]), axis=1)), small, large
+    return keras.Model(inputs, keras.ops.sum(small(inputs[:, 0]) + large(inputs[:, 1]), axis=1, keepdims=True)), small, large
 
 
 def test_only_a_large_matrix_is_left_to_sgd(base):
