@@ -242,17 +242,17 @@ def target_means(ids, pairs, sizes, data):
     Groups are pairs, and columns of more than 20 categories. No training row sees its own target:
     each fifth of them has the means of the other four. All other rows have the mean of those five,
     in which a category of few rows is drawn to 0 as much. Above 100,000 training rows vectors learn
-    all of this better, and there are none.
+    all of this better, and of more than 20 classes they would fill the memory: there are none.
     """
     groups = [(place,) for place, size in enumerate(sizes) if size > 21]
     groups += [[a, b] for a, b in pairs if sizes[a] * sizes[b] < 2**31]  # where int32 ends
-    if len(data.training) > 100_000:
-        groups = []
+    if not groups or len(data.training) > 100_000 or data.outputs > 20:
+        return pd.DataFrame(index=ids.index), [], []
     targets = data.target[data.training]
     targets = np.eye(data.outputs)[targets] if data.outputs > 1 else targets[:, None]
     targets = (targets - targets.mean(axis=0)) / targets.std(axis=0)
     fold = base.generator(base.SEED, "folds").permutation(len(targets)) % FOLDS
-    means, tables = [np.empty((len(ids), 0), "float32")], []
+    means, tables = [], []
     for numbers in number_groups(ids.to_numpy("int64"), groups, sizes):
         codes, known = pd.factorize(numbers[data.training])
         sums = np.zeros((FOLDS, len(known), data.outputs))

@@ -62,7 +62,7 @@ MAX_EMBEDDING_DIM = 50  # the longest vector allowed; 8 is easier to look at and
 EMBEDDINGS_DIR = "embeddings"
 
 # training
-EPOCHS = None  # None: as long as the validation rows gain; a number: so many, the best is kept
+EPOCHS = None  # None: see choose_recipe; a number: so many, of which the best is kept
 BATCH_SIZE = None  # None: by the number of rows; larger is faster, and takes fewer steps
 LEARNING_RATE = 5e-3  # lower it if training diverges
 SEED = 0  # another seed: other random rows held out, other random starts
@@ -82,7 +82,7 @@ def main():
     with stage(f"Training on {len(vocabularies)} categorical columns"):
         recipe = choose_recipe(len(data.training), EPOCHS, rows_to_see=900_000)
         model = build_model(vocabularies, data, recipe)
-        model, error = train(model, vocabularies, [ids], data, recipe, LEARNING_RATE)
+        model, validation_error = train(model, vocabularies, [ids], data, recipe, LEARNING_RATE)
     if PROCESS:
         return  # where several machines train together, the first one reports and saves
 
@@ -93,7 +93,7 @@ def main():
     matrices = [model.get_layer(name).get_weights()[0] for name in names]
     print_nearest(matrices, vocabularies)
     run = {"rows": data.fingerprints, "target": data.target_info,
-           "validation_error": error, "test": {ALONE: figures}}
+           "validation_error": validation_error, "test": {ALONE: figures}}
     save_embeddings(folder, matrices, vocabularies, run)
 
 
@@ -196,11 +196,12 @@ Recipe = namedtuple("Recipe", "batch_size members widths weight_decay patience e
 def choose_recipe(row_count, epochs, rows_to_see):
     """Return how to train on so many rows, as measured in tests/benchmarks.
 
-    Small tables overfit: they get many members of a small network, and train for as long as it
-    pays, at one learning rate. Large tables have a number of epochs, in which some rows_to_see rows
-    pass by, and so has any table where the user sets epochs: there the learning rate falls to zero.
+    Small tables overfit: they get many members of a small network, and train for as long as the
+    validation rows gain: until the last quarter or half of the epochs, the patience, brought
+    nothing, or some rows_to_see rows have passed by. Above 100,000 rows, or where the user sets
+    epochs, their number is fixed, and the learning rate falls to zero.
     """
-    # up to rows: batch, members, widths, weight decay, patience: the share of epochs without a gain
+    # up to rows: batch size, members, widths, weight decay, patience
     recipes = {
         2_500: (32, 16, (256, 128), 0.20, 0.50),
         5_000: (64, 16, (256, 128), 0.20, 0.50),
@@ -243,12 +244,13 @@ def error(target, predictions):
 def compile_model(model, recipe, row_count, learning_rate):
     """Compile with AdamW, whose rate falls to zero along half a cosine, or stays.
 
-    Where it stays, each epoch ends at a moving average of its weights, half of it from before the
-    epoch: what a falling rate does for the error, without an end that is known beforehand. (Keras's
-    fit leaves that average in the model: Polyak and Juditsky 1992; Zhang et al. 2019,
-    arXiv:1907.08610.) AdamW changes every vector in every step, too slow for a large matrix, which
-    has SGD. Its rate times the batch size undoes the mean of the loss: each occurrence of a
-    category moves its vector by the rate times the gradient, and a rare one stays near its start.
+    Where it stays, fit ends each epoch at a moving average of the weights, of which half is from
+    before the epoch. That lowers the error as a falling rate would, without an end that is known
+    beforehand (Zhang et al. 2019, arXiv:1907.08610).
+
+    AdamW changes every vector in every step, too slow for a large matrix, which has SGD, without an
+    average. The loss is a mean over the batch; SGD's rate times the batch size makes it a sum, so
+    that a vector moves by the rate for each occurrence of its category.
     """
     steps = -(-row_count // recipe.batch_size)
     rates = [learning_rate, learning_rate * recipe.batch_size]
@@ -256,7 +258,7 @@ def compile_model(model, recipe, row_count, learning_rate):
         fall = keras.optimizers.schedules.CosineDecay
         rates = [fall(rate, steps * recipe.epochs) for rate in rates]
     adamw = keras.optimizers.AdamW(rates[0], recipe.weight_decay, use_ema=not recipe.falls,
-                                   ema_momentum=max(0, 1 - 0.7 / steps))
+                                   ema_momentum=max(0, 1 - 0.7 / steps))  # exp(-0.7) is a half
     adamw.exclude_from_weight_decay(var_names=["bias", "embeddings"])
     sgd = keras.optimizers.SGD(rates[1])
     optimizer = by_size(adamw, sgd, model)
@@ -268,9 +270,9 @@ def compile_model(model, recipe, row_count, learning_rate):
 def train(model, vocabularies, inputs, data, recipe, learning_rate):
     """Return the model with the weights of the epoch that was best on the validation rows.
 
-    Training stops where the last epochs, the recipe's patience, have not lowered the validation
-    error by 0.2 %. inputs: frames with the ids of all rows and what else the network takes. Raises
-    InputError where training diverges.
+    Where the learning rate stays, training stops when the last epochs, the recipe's patience, have
+    not lowered the validation error by 0.2 %. inputs: frames with the ids of all rows and what else
+    the network takes. Raises InputError where training diverges.
     """
     compile_model(model, recipe, len(data.training), learning_rate)
     validation_rows = sample(data.validation, 200_000, SEED)
@@ -287,7 +289,8 @@ def train(model, vocabularies, inputs, data, recipe, learning_rate):
         if recipe.falls:
             continue  # the error falls most at the end
         late = max(4, int(epoch * recipe.patience))
-        if epoch > late and not min(errors[-late:]) < 0.998 * min(errors[:-late]):
+        gained = min(errors[-late:]) < 0.998 * min(errors[:-late], default=np.inf)
+        if not gained:
             break
     best = min(errors)
     return finished(model, weights, 1 + errors.index(best)), best
