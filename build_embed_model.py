@@ -18,8 +18,10 @@ Sources: Gorishniy et al. 2022, arXiv:2203.05556 (numbers); Gorishniy et al. 202
 
 import functools
 import hashlib
+import importlib.util
 import itertools
 import re
+import sys
 import warnings
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -49,6 +51,7 @@ LEARNING_RATE = 5e-3  # lower it if training diverges
 
 
 def main():
+    base.check_settings(vars(base) | globals())
     base.join_processes()
     folder = base.open_folder(base.EMBEDDINGS_DIR)
     print(f"Loading embeddings from {folder}/")
@@ -79,17 +82,16 @@ def main():
         print("  waiting for gradient boosting, if it is not done")
         boosted = boosting.get()
 
-    target, info = data.target[data.test], data.target_info
     report = {
-        "mean of the training rows": base.score(target, mean_prediction(data), info),
-        "gradient boosting (scikit-learn)": base.score(target, boosted, info),
+        "mean of the training rows": base.score(data, mean_prediction(data)),
+        "gradient boosting (scikit-learn)": base.score(data, boosted),
         base.ALONE: run["test"][base.ALONE],
-        "embeddings + numerical columns": base.score(target, predictions, info),
+        "embeddings + numerical columns": base.score(data, predictions),
     }
-    print_report(report, len(target), base.TARGET_COLUMN)
-    save_model(folder, run, raw_model(model, vocabularies, groups, tables, info), report)
+    print_report(report, len(data.test), run["unknown"])
+    save_model(folder, run, raw_model(model, vocabularies, groups, tables, data), report)
     if base.TASK != "regression":
-        predicted = info["classes"][1 if base.TASK == "binary" else 0 :]
+        predicted = data.target_info["classes"][1 if base.TASK == "binary" else 0 :]
         print(f"  predict returns the probability of {', '.join(map(repr, predicted))}")
 
 
@@ -101,21 +103,7 @@ def load_embedding(column, run):
 
     Raises base.InputError where files are missing, damaged, or not of one and the same run.
     """
-    saved = run.get("columns", {}).get(column)
-    if saved is None:
-        raise base.InputError(f"{base.EMBEDDINGS_DIR}/ has no embedding of {column!r}: "
-                              "run build_embeddings.py with it first.")
-    file = Path(base.EMBEDDINGS_DIR, saved["file"])
-    try:
-        weights = np.load(f"{file}.npy", allow_pickle=False)
-        kinds = {"category": str, "count": "int64"}
-        vocabulary = pd.read_csv(f"{file}.csv", dtype=kinds, keep_default_na=False)
-        whole = weights.shape[:1] == vocabulary.shape[:1] and vocabulary["count"][0] == 0
-        if not whole or base.fingerprint_embedding(weights, vocabulary) != saved["fingerprint"]:
-            raise ValueError("they are not the pair that one run saved")
-    except (OSError, EOFError, ValueError, KeyError) as error:
-        raise base.InputError(f"{file}.npy and .csv cannot be used ({error}): "
-                              "run build_embeddings.py again.") from error
+    weights, vocabulary, *_ = read_embedding(*saved_files(column, run))
     return weights, vocabulary
 
 
@@ -251,14 +239,15 @@ def target_means(ids, pairs, sizes, data):
     targets = data.target[data.training]
     targets = np.eye(data.outputs)[targets] if data.outputs > 1 else targets[:, None]
     targets = (targets - targets.mean(axis=0)) / targets.std(axis=0)
+    weights = data.weights[data.training][:, None]
     fold = base.generator(base.SEED, "folds").permutation(len(targets)) % FOLDS
     means, tables = [], []
     for numbers in number_groups(ids.to_numpy("int64"), groups, sizes):
         codes, known = pd.factorize(numbers[data.training])
         sums = np.zeros((FOLDS, len(known), data.outputs))
         counts = np.zeros((FOLDS, len(known), 1))
-        np.add.at(sums, (fold, codes), targets)
-        np.add.at(counts, (fold, codes), 1)
+        np.add.at(sums, (fold, codes), targets * weights)
+        np.add.at(counts, (fold, codes), weights)
         outside = (sums.sum(axis=0) - sums) / (counts.sum(axis=0) - counts + SMOOTHING)
         table = pd.DataFrame(outside.mean(axis=0), index=known, dtype="float32")
         column = table.reindex(numbers, fill_value=0).to_numpy(copy=True)
@@ -328,11 +317,15 @@ def boost(ids, numbers, data):
     def table(chosen):
         return pd.concat([ids.iloc[chosen], numbers.iloc[chosen]], axis=1)
 
+    def weights(chosen):
+        return data.weights[chosen] if base.WEIGHT_COLUMN else None  # quicker than all 1
+
     booster = kind(max_iter=1000, early_stopping=True, n_iter_no_change=50,
                    categorical_features=np.arange(len(few)), random_state=base.SEED)
     features = encoder.fit_transform(table(training), data.target[training])
-    booster.fit(features, data.target[training], X_val=encoder.transform(table(validation)),
-                y_val=data.target[validation])
+    booster.fit(features, data.target[training], weights(training),
+                X_val=encoder.transform(table(validation)), y_val=data.target[validation],
+                sample_weight_val=weights(validation))
     best = max(1, int(np.argmax(booster.validation_score_)))  # fit keeps the last, 50 later
     stages = getattr(booster, "staged_predict_proba", booster.staged_predict)
 
@@ -350,7 +343,10 @@ def boost(ids, numbers, data):
 
 
 def check_rows(data, run, vocabularies):
-    """Raise base.InputError where the vectors saw other rows, or a column cannot be used."""
+    """Raise base.InputError where the vectors saw other rows, or a model could not be saved."""
+    if importlib.util.find_spec("tensorflow") is None:
+        raise base.InputError("The model file reads text by TensorFlow, which is not installed: "
+                              "pip install tensorflow; what trains may be another backend.")
     if not data.fingerprints.items() <= run["rows"].items():
         raise base.InputError(f"{base.EMBEDDINGS_DIR}/ was learned from other rows or settings "
                               f"than {base.DATA_FILE} has now, so test rows may have been trained "
@@ -369,25 +365,32 @@ def mean_prediction(data):
     """Return the mean of the training rows as the prediction for each test row."""
     if base.TASK == "regression":
         return np.zeros(len(data.test))
-    shares = np.bincount(data.target[data.training]) / len(data.training)
+    shares = np.bincount(data.target[data.training], data.weights[data.training])
+    shares = shares / shares.sum()
     return np.repeat([shares[1] if base.TASK == "binary" else shares], len(data.test), axis=0)
 
 
-def print_report(report, row_count, target_column):
+def print_report(report, row_count, unknown):
     """Print the figures of each model, the last one's name at the end."""
     title = f"Test figures, {row_count:,} rows neither script trained on"
     names = next(iter(report.values()))
-    print(f"{title:<58}", *(f"{name:>14}" for name in names), f"  ({target_column})")
+    print(f"{title:<58}", *(f"{name:>14}" for name in names), f"  ({base.TARGET_COLUMN})")
     for name, figures in report.items():
         print(f"  {name:<56}", *(f"{figure:>14.4g}" for figure in figures.values()))
+    if base.WEIGHT_COLUMN:
+        print(f"  each row counts {base.WEIGHT_COLUMN} times")
+    for column in CATEGORICAL_COLUMNS:
+        if unknown[column] >= 0.01:
+            print(f"  {unknown[column]:.1%} of the cells of {column} are unknown categories there")
 
 
-def raw_model(model, vocabularies, groups, tables, target_info):
+def raw_model(model, vocabularies, groups, tables, data):
     """Return a model that takes raw columns, text and numbers, and predicts in units."""
     inputs = {}
     for i, column in enumerate([*CATEGORICAL_COLUMNS, *NUMERICAL_COLUMNS]):
         dtype = "string" if column in CATEGORICAL_COLUMNS else "float32"
-        name = f"{i}_column" if TAKEN.fullmatch(column) else column
+        dtype = "float64" if column in data.centres else dtype
+        name = f"column_{i}" if TAKEN.fullmatch(column) else column
         inputs[column] = keras.Input((), dtype=dtype, name=name)
     ids = []
     for column, vocabulary in vocabularies.items():
@@ -396,15 +399,19 @@ def raw_model(model, vocabularies, groups, tables, target_info):
         ids.append(layers.StringLookup(vocabulary=known, oov_token=unknown)(inputs[column]))
     stacked = [ops.cast(ops.stack(ids, axis=1), "int32")]
     if NUMERICAL_COLUMNS:
-        stacked.append(ops.stack([inputs[column] for column in NUMERICAL_COLUMNS], axis=1))
+        numbers = {column: inputs[column] for column in NUMERICAL_COLUMNS}
+        for column, centre in data.centres.items():
+            centred = layers.Rescaling(1.0, -centre, dtype="float64")(numbers[column])
+            numbers[column] = ops.cast(centred, "float32")
+        stacked.append(ops.stack(list(numbers.values()), axis=1))
     if groups:
         numbers = number_groups(stacked[0], groups, [len(v) for v in vocabularies.values()])
         stacked.append(look_up_means(numbers, tables))
     network = keras.Model(model.inputs, model.outputs[0])  # without the loss, which no file holds
     predictions = ops.mean(network(stacked), axis=1)
     if base.TASK == "regression":  # float32 would not tell values around 1e9 apart
-        units = layers.Rescaling(target_info["std"], target_info["mean"], dtype="float64")
-        predictions = units(predictions)
+        info = data.target_info
+        predictions = layers.Rescaling(info["std"], info["mean"], dtype="float64")(predictions)
         predictions = ops.expm1(predictions) if base.LOG_TARGET else predictions
     return keras.Model(inputs, predictions)
 
@@ -420,8 +427,8 @@ def look_up_means(numbers, tables):
 
 
 # Names that no input may bear, because something inside the model does, or Keras refuses them
-INSIDE = "|".join(["functional", "rescaling", r"\w+_lookup", "embedding", *dir(ops)])
-TAKEN = re.compile(rf".*\W.*|\d.*|({INSIDE})(_\d+)?", re.ASCII | re.DOTALL)
+INSIDE = "|".join(["column", "functional", "rescaling", r"\w+_lookup", "embedding", *dir(ops)])
+TAKEN = re.compile(rf".*\W.*|[\d_].*|({INSIDE})(_\d+)?", re.ASCII | re.DOTALL)
 
 
 def save_model(folder, run, model, report):
@@ -429,7 +436,8 @@ def save_model(folder, run, model, report):
     if base.read_run(folder) != run:
         raise base.InputError(f"Another run has written to {folder}/ meanwhile: "
                               "run build_embed_model.py again.")
-    run = {**run, "test": report}
+    names = {column: tensor.name for column, tensor in model.input.items()}
+    run = {**run, "test": report, "keras": keras.__version__, "inputs": names}
     with base.saving(folder, run) as new:
         model.save(new / MODEL_FILE)
         run["model"] = hashlib.sha256((new / MODEL_FILE).read_bytes()).hexdigest()
@@ -446,55 +454,98 @@ def predict(frame):
     """Return the saved model's predictions for a pandas frame of raw columns, one for each row.
 
     Regression: float64 (rows,), in the target's units. Binary: the probability of the class that is
-    last when sorted. Multiclass: (rows, classes), sorted. Other columns are ignored. Raises
-    base.InputError.
+    last when sorted. Multiclass: (rows, classes), sorted. Other columns are ignored. Warns of a
+    column with far more unknown categories than the test rows had. Raises base.InputError.
     """
     if not base.tf:
         raise base.InputError("predict reads text, which only TensorFlow can: set "
                               "KERAS_BACKEND=tensorflow; the model file may stay.")
-    run = base.read_run(base.EMBEDDINGS_DIR)
-    model = load_model(Path(base.EMBEDDINGS_DIR, MODEL_FILE), run.get("model"))
+    folder = base.here(base.EMBEDDINGS_DIR)
+    run = base.read_run(folder)
+    model = load_model(folder / MODEL_FILE, run.get("model"), run.get("keras"))
     cells = {}
     for column, kind in model.input.items():
         if kind.dtype == "string":
-            cells[column] = read_text(frame, column, load_embedding(column, run)[1])
+            cells[column], _ = read_text(frame, column, run)
         else:
-            cells[column] = read_numbers(frame, column)
+            cells[column] = read_numbers(frame, column).astype(kind.dtype)
     if not len(frame):
         return np.empty((0, *model.output_shape[1:]))
 
     def predict_batch(rows):
         return model.predict_on_batch({column: values[rows] for column, values in cells.items()})
 
-    return base.in_batches(predict_batch, np.arange(len(frame)))
+    return base.in_batches(predict_batch, np.arange(len(frame)), base.rows_at_once(model))
+
+
+def classify(frame):
+    """Return the most probable class of each row of a frame, as it is written in the file."""
+    classes = base.read_run(base.here(base.EMBEDDINGS_DIR)).get("target", {}).get("classes")
+    if not classes:
+        raise base.InputError("classify needs a model of classes: TASK was 'regression', or no run "
+                              "is saved.")
+    chances = predict(frame)
+    places = chances.argmax(axis=1) if chances.ndim == 2 else (chances > 0.5).astype(int)
+    return np.array(classes, object)[places]
 
 
 def embed(frame):
     """Return the frame with each categorical column replaced by its vector, as it was saved.
 
     The columns of a vector of "dest" are dest_0, dest_1, ..., float32, behind the frame's other
-    columns. A category or missing cell that training did not have gets row 0. Raises
-    base.InputError.
+    columns, of which TARGET_COLUMN is left out. A category or missing cell that training did not
+    have gets row 0. Warns as predict does. Raises base.InputError.
     """
-    run = base.read_run(base.EMBEDDINGS_DIR)
-    parts = [frame.drop(columns=CATEGORICAL_COLUMNS, errors="ignore")]
+    run = base.read_run(base.here(base.EMBEDDINGS_DIR))
+    check_frame(frame)
+    others = frame.drop(columns=[*CATEGORICAL_COLUMNS, base.TARGET_COLUMN], errors="ignore")
+    parts = [others]
     for column in CATEGORICAL_COLUMNS:
-        weights, vocabulary = load_embedding(column, run)
-        cells = pd.Series(read_text(frame, column, vocabulary), dtype="category")
-        ids = base.to_ids({column: cells}, {column: vocabulary})[column]
+        weights, _ = load_embedding(column, run)
+        _, ids = read_text(frame, column, run)
         parts.append(pd.DataFrame(weights[ids], index=frame.index).add_prefix(f"{column}_"))
     return pd.concat(parts, axis=1)
 
 
+def saved_files(column, run):
+    """Return the path of a column's files without .npy and .csv, and what they must hold."""
+    folder, saved = base.here(base.EMBEDDINGS_DIR), run.get("columns", {}).get(column)
+    if saved is None:
+        raise base.InputError(f"{folder}/ has no embedding of {column!r}: "
+                              "run build_embeddings.py with it first.")
+    return folder / saved["file"], saved["fingerprint"]
+
+
+@functools.lru_cache(maxsize=256)
+def read_embedding(file, fingerprint):
+    """Return weights, vocabulary, categories and categories by their values, read once a run."""
+    try:
+        weights = np.load(f"{file}.npy", allow_pickle=False)
+        kinds = {"category": str, "count": "int64"}
+        vocabulary = pd.read_csv(f"{file}.csv", dtype=kinds, keep_default_na=False)
+        whole = weights.shape[:1] == vocabulary.shape[:1] and vocabulary["count"][0] == 0
+        if not whole or base.fingerprint_embedding(weights, vocabulary) != fingerprint:
+            raise ValueError("they are not the pair that one run saved")
+    except (OSError, EOFError, ValueError, KeyError) as error:
+        raise base.InputError(f"{file}.npy and .csv cannot be used ({error}): "
+                              "run build_embeddings.py again.") from error
+    known = pd.Index(vocabulary["category"][1:], dtype=object)
+    values = to_values(known.to_series())
+    by_value = pd.Series(known, index=values)[values.notna().to_numpy()]
+    return weights, vocabulary, known, by_value
+
+
 @functools.lru_cache(maxsize=1)
-def load_model(file, checksum):
+def load_model(file, checksum, version):
     """Return the saved model with this checksum; raises base.InputError where there is none."""
     try:
         if hashlib.sha256(file.read_bytes()).hexdigest() != checksum:
             raise ValueError("it is not the one that this run saved")
         return keras.models.load_model(file, safe_mode=True)
-    except (OSError, ValueError) as error:
-        raise base.InputError(f"{file} cannot be used ({error}): run build_embeddings.py, then "
+    except Exception as error:  # an older Keras refuses what it does not know in many ways
+        versions = f"; Keras {version} saved it, this is {keras.__version__}"
+        reason = str(error).partition("\n")[0] + (versions if version != keras.__version__ else "")
+        raise base.InputError(f"{file} cannot be used ({reason}): run build_embeddings.py, then "
                               "build_embed_model.py.") from error
 
 
@@ -502,41 +553,57 @@ warnings.filterwarnings("ignore", message="When providing `inputs` as a dict")  
 
 
 def read_numbers(frame, column):
-    """Return a numerical column of a frame as float32, NaN where missing."""
+    """Return a numerical column of a frame as float64, NaN where missing."""
     cells = only_column(frame, column)
-    numbers = base.to_numbers(cells.where(cells.notna(), ""))
+    numbers = base.to_numbers(np.where(pd.notna(cells), cells, ""))
     if np.isinf(numbers).any():
-        raise base.InputError(f"Column {column!r} holds {cells[np.isinf(numbers)].iloc[0]!r}, "
+        raise base.InputError(f"Column {column!r} holds {cells[np.isinf(numbers)][0]!r}, "
                               "which is not a number that can be used.")
-    return numbers.astype("float32")
+    return numbers
 
 
-def read_text(frame, column, vocabulary):
-    """Return a categorical column of a frame as it stood in the file: "" where missing.
+def read_text(frame, column, run):
+    """Return a categorical column of a frame as text of the file, "" where missing, and its ids.
 
     Where pandas has read text as numbers or truth values, each becomes the category of the same
-    value: 1 and 1.0 become "1", or "01" where that is the one there is. Raises base.InputError
-    where what stood in the file cannot be told any more.
+    value: 1 and 1.0 become "1", or "01" where that is the one there is; True, TRUE and 1 become
+    what the file has for true. Raises base.InputError where what stood in the file is open.
     """
     cells = only_column(frame, column)
-    known, present = vocabulary["category"][1:], cells.notna()
+    _, _, known, by_value = read_embedding(*saved_files(column, run))
+    present = pd.notna(cells)
     remedy = f"read the file with dtype={{{column!r}: str}}, keep_default_na=False"
-    if not present.all() and known.isin(READ_AS_MISSING).any():
+    if not present.all() and known.get_indexer(READ_AS_MISSING).max() >= 0:
         raise base.InputError(f"Missing cells of column {column!r} may have been text such as "
                               f"'NA': {remedy}.")
     kind = pd.api.types.infer_dtype(cells[present])
-    if kind in ("string", "empty"):
-        return cells.where(present, "").to_numpy(object)
-    texts = known.str.lower().replace({"true": 1, "false": 0}) if kind == "boolean" else known
-    category = pd.Series(known.to_numpy(), index=pd.to_numeric(texts, errors="coerce"))
-    category = category[category.index.notna()]
-    numbers = pd.to_numeric(cells, errors="coerce") + 0  # truth values become 1 and 0
-    # from 2**53 on floats skip whole numbers
-    vague = numbers[present].isna() | (numbers[present].abs() >= 2**53)
-    if category.index.has_duplicates or vague.any():
-        raise base.InputError(f"Column {column!r} is not the text of the file, and which category "
-                              f"is meant is open: {remedy}.")
-    return numbers.map(category).fillna(cells.astype(str)).where(present, "").to_numpy(object)
+    texts = np.where(present, cells, "")
+    other_truths = kind == "string" and len(known) < 9 and all(
+        text.lower() in TRUTHS for text in [*known, *pd.unique(texts)])
+    if kind not in ("string", "empty") or other_truths and (known.get_indexer(texts) < 0).any():
+        numbers = to_values(pd.Series(texts[present]))
+        # from 2**53 on floats skip whole numbers
+        vague = numbers.isna() | (numbers.abs() >= 2**53)
+        if by_value.index.has_duplicates or vague.any():
+            raise base.InputError(f"Column {column!r} is not the text of the file, and which "
+                                  f"category is meant is open: {remedy}.")
+        found = numbers.map(by_value)
+        texts[present] = found.where(found.notna(), texts[present].astype(str))
+    ids = known.get_indexer(texts) + 1
+    usual, unknown = run["unknown"].get(column, 0), np.mean(ids == 0) if len(ids) else 0
+    if unknown * len(ids) >= 3 and unknown > 2 * usual + 0.05:
+        odd = texts[ids == 0][0]
+        warnings.warn(f"Column {column!r}: {unknown:.0%} of the cells are unknown categories, such "
+                      f"as {odd[:40]!r}; of the test rows it was {usual:.1%}.", stacklevel=3)
+    return texts, ids
+
+
+TRUTHS = {"true": 1, "false": 0, "1": 1, "0": 0, "": np.nan}
+
+
+def to_values(texts):
+    """Return the numbers that texts, numbers or truth values stand for, NaN where none."""
+    return pd.to_numeric(texts.astype(str).str.lower().replace(TRUTHS), errors="coerce")
 
 
 # Texts that pandas reads as missing cells unless told not to
@@ -544,13 +611,21 @@ READ_AS_MISSING = ["NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "<N
                    "#N/A N/A", "-nan", "-NaN"]
 
 
+def check_frame(frame):
+    """Raise base.InputError for what is no frame."""
+    if not isinstance(frame, pd.DataFrame):
+        raise base.InputError(f"predict and embed take a pandas DataFrame, not {type(frame)}: read "
+                              "the file with pandas.read_csv, or use frame[[column]].")
+
+
 def only_column(frame, column):
     """Return a column of a frame as objects; raises base.InputError where it is not there once."""
+    check_frame(frame)
     if list(frame.columns).count(column) != 1:
         raise base.InputError(f"The frame has no column {column!r}, or two: the model needs one; "
                               "if it is not known, add it empty.")
-    return frame[column].astype(object).reset_index(drop=True)
+    return frame[column].to_numpy(object)
 
 
 if __name__ == "__main__":
-    base.run_script(main)
+    base.run_script(main, sys.argv[1:])

@@ -22,6 +22,8 @@ import csv
 import difflib
 import glob
 import gzip
+import io
+import itertools
 import json
 import lzma
 import os
@@ -30,10 +32,10 @@ import shutil
 import sys
 import time
 import unicodedata
+import zipfile
 import zlib
 from collections import namedtuple
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's chatter
@@ -55,7 +57,8 @@ TASK = "regression"  # or "binary", "multiclass"; class labels may be text
 LOG_TARGET = False  # True: regression on log1p(target), for prices, sales and other long tails
 CATEGORICAL_COLUMNS = ["month", "weekday", "hour", "carrier", "origin", "dest",
                        "tailnum", "model", "manufacturer", "engine"]
-SPLIT_COLUMN = None  # "date", say: its largest values are held out, to test on the future
+SPLIT_COLUMN = None  # "date": the latest rows are the test; "patient": each stays in one part
+WEIGHT_COLUMN = None  # how many cases a row stands for: survey weights, exposure
 
 # embeddings
 MAX_EMBEDDING_DIM = 50  # the longest vector allowed; 8 is easier to look at and to reuse
@@ -70,14 +73,16 @@ SEED = 0  # another seed: other random rows held out, other random starts
 
 
 def main():
+    check_settings(globals())
     join_processes()
     folder = open_folder(EMBEDDINGS_DIR)
     data = load_rows(CATEGORICAL_COLUMNS, [])
     keras.utils.set_random_seed(SEED)
 
     vocabularies = build_vocabularies(data.table, data.training)
-    print_sizes(vocabularies, len(data.training))
     ids = to_ids(data.table, vocabularies)
+    unknown = (ids.iloc[data.test] == 0).mean()  # the share of a column's test cells
+    print_sizes(vocabularies, unknown)
 
     with stage(f"Training on {len(vocabularies)} categorical columns"):
         recipe = choose_recipe(len(data.training), EPOCHS, rows_to_see=900_000)
@@ -87,12 +92,12 @@ def main():
         return  # where several machines train together, the first one reports and saves
 
     predictions = predict_rows(model, [ids], data.test)
-    figures = score(data.target[data.test], predictions, data.target_info)
+    figures = score(data, predictions)
     print("Test", describe(figures), TARGET_COLUMN)
     names = [f"embedding_{i}" for i in range(len(vocabularies))]  # as build_model calls them
     matrices = [model.get_layer(name).get_weights()[0] for name in names]
     print_nearest(matrices, vocabularies)
-    run = {"rows": data.fingerprints, "target": data.target_info,
+    run = {"rows": data.fingerprints, "target": data.target_info, "unknown": unknown.to_dict(),
            "validation_error": validation_error, "test": {ALONE: figures}}
     save_embeddings(folder, matrices, vocabularies, run)
 
@@ -220,8 +225,13 @@ def choose_recipe(row_count, epochs, rows_to_see):
 
 
 def gaussian_loss(target, predictions):
-    """Return the log of a batch's RMSE: unit-free like cross-entropy, so that one PRIOR suits."""
-    return ops.log(ops.mean(ops.square(target - predictions)) + keras.config.epsilon()) / 2
+    """Return each row's squared error in units of the batch's: its slope is that of log RMSE.
+
+    So it is free of the target's unit, like cross-entropy, and one PRIOR suits both.
+    """
+    squares = ops.square(target - predictions)
+    unit = ops.stop_gradient(ops.mean(squares)) + keras.config.epsilon()
+    return ops.mean(squares, axis=1) / (2 * unit)
 
 
 # What each member learns from, its loss, and what their mean prediction is judged by on the
@@ -263,7 +273,7 @@ def compile_model(model, recipe, row_count, learning_rate):
     sgd = keras.optimizers.SGD(rates[1])
     optimizer = by_size(adamw, sgd, model)
     loss, _ = LOSSES[TASK]
-    model.compile(optimizer, loss, metrics=[error], **execution())
+    model.compile(optimizer, loss, weighted_metrics=[error], **execution())
     optimizer.build(model.trainable_variables)  # else TensorFlow traces the first step twice
 
 
@@ -276,8 +286,9 @@ def train(model, vocabularies, inputs, data, recipe, learning_rate):
     """
     compile_model(model, recipe, len(data.training), learning_rate)
     validation_rows = sample(data.validation, 200_000, SEED)
-    batches = even_batches(validation_rows, device_count(recipe.batch_size))
-    validation = feed(gather(inputs, batches), data.target[batches], recipe.members)
+    devices = device_count(recipe.batch_size)
+    batches = even_batches(validation_rows, rows_at_once(model), devices)
+    validation = feed(gather(inputs, batches), data, batches, recipe.members)
     random, errors, weights = generator(SEED, "epochs"), [], None
     show = progress(recipe.epochs, data.target_info)
     for epoch in range(1, recipe.epochs + 1):
@@ -317,7 +328,7 @@ def fit_epoch(model, vocabularies, inputs, data, recipe, random):
         for column, vocabulary in enumerate(vocabularies.values()):
             cells = ids[..., column]
             cells[random.random(cells.shape, "float32") < hidden_share(vocabulary)[cells]] = 0
-        rows = feed([ids, *others], data.target[batches], recipe.members)
+        rows = feed([ids, *others], data, batches, recipe.members)
         model.fit(**rows, shuffle=False, verbose=0)
         if len(parts) > 1:
             print(f"  {number} of {len(parts)} parts of the epoch", flush=True)
@@ -328,15 +339,16 @@ def fit_epoch(model, vocabularies, inputs, data, recipe, random):
 
 def load_rows(categorical_columns, numerical_columns):
     """Read and split the table: both scripts do it here, and so train and test on the same rows."""
-    settings = Settings(TARGET_COLUMN, TASK, LOG_TARGET, SPLIT_COLUMN, SEED)
+    settings = Settings(TARGET_COLUMN, TASK, LOG_TARGET, SPLIT_COLUMN, WEIGHT_COLUMN, SEED)
     return read_rows(DATA_FILE, categorical_columns, numerical_columns, settings)
 
 
 def split_rows(row_count, order=None):
     """Return the part of every row, int8, for code of your own: TRAINING, VALIDATION or TEST.
 
-    Random rows, 80, 10 and 10 %. With SPLIT_COLUMN order is the text of that column: the largest
-    values, numbers or dates, are the test, those before them the validation. Raises InputError.
+    Random rows, 80, 10 and 10 %. With SPLIT_COLUMN order is the text of that column. The largest
+    numbers or dates are the test, those before them the validation; of names each has its rows in
+    one part; train, validation and test are what they say. Raises InputError.
     """
     return split(row_count, order, SPLIT_COLUMN, SEED)
 
@@ -349,74 +361,128 @@ def split_rows(row_count, order=None):
 # The rows: read, checked and split
 
 TRAINING, VALIDATION, TEST = 0, 1, 2
+PARTS = {"train": TRAINING, "training": TRAINING, "validation": VALIDATION, "valid": VALIDATION,
+         "val": VALIDATION, "test": TEST}  # what SPLIT_COLUMN may say
 MISSING_NUMBERS = ["", "NA", "NaN", "nan"]  # in numerical columns; elsewhere they are text
-Settings = namedtuple("Settings", "target_column task log_target split_column seed")
-Data = namedtuple("Data", "table target target_info outputs training validation test fingerprints")
+Settings = namedtuple("Settings", "target_column task log_target split_column weight_column seed")
+Data = namedtuple("Data", "table target target_info outputs weights centres training validation "
+                          "test fingerprints")
 
 
 class InputError(ValueError):
     """A mistake in the table, the settings or the saved files, in a sentence with its remedy."""
 
 
+def is_name(value):
+    return isinstance(value, str) and value != ""
+
+
+def is_list(value):
+    return isinstance(value, list) and all(map(is_name, value))
+
+
+def is_whole(value, least=1):
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def is_positive(value):
+    return isinstance(value, (int, float)) and value > 0
+
+
+def or_none(is_right):
+    return lambda value: value is None or is_right(value)
+
+
+# What each setting must be, in words and as a test
+RULES = {
+    "DATA_FILE": ("a file's name", is_name),
+    "TARGET_COLUMN": ("the name of one column", is_name),
+    "TASK": ("'regression', 'binary' or 'multiclass'",
+             ["regression", "binary", "multiclass"].__contains__),
+    "LOG_TARGET": ("True or False", [True, False].__contains__),
+    "CATEGORICAL_COLUMNS": ('a list of names, not empty, as in ["dest", "month"]',
+                            lambda value: is_list(value) and value),
+    "NUMERICAL_COLUMNS": ("a list of names, [] for none", is_list),
+    "SPLIT_COLUMN": ("None or the name of one column", or_none(is_name)),
+    "WEIGHT_COLUMN": ("None or the name of one column", or_none(is_name)),
+    "MAX_EMBEDDING_DIM": ("a whole number, 1 or more", is_whole),
+    "EMBEDDINGS_DIR": ("a folder's name", is_name),
+    "EPOCHS": ("None or a whole number, 1 or more", or_none(is_whole)),
+    "BATCH_SIZE": ("None or a whole number, 1 or more", or_none(is_whole)),
+    "LEARNING_RATE": ("a number above 0", is_positive),
+    "SEED": ("a whole number, 0 or more", lambda value: is_whole(value, least=0)),
+    "TRAIN_EMBEDDINGS": ("True or False", [True, False].__contains__),
+}
+
+
+def check_settings(settings):
+    """Raise InputError where a setting of a script's edit block is not what it must be."""
+    for name, (wanted, is_right) in RULES.items():
+        if name in settings and not is_right(settings[name]):
+            raise InputError(f"{name} is {settings[name]!r}; it must be {wanted}.")
+
+
 def read_rows(data_file, categorical_columns, numerical_columns, settings):
     """Return the table, its target as the network learns it, and the row numbers of its parts.
 
     target_info turns predictions back into the target's units, outputs is how many numbers the
-    network predicts for a row, and fingerprints tell these rows from others.
+    network predicts for a row, weights has mean 1 on the training rows, centres is what was taken
+    off columns too exact for float32, and fingerprints tell these rows from others.
     """
-    check_settings(categorical_columns, numerical_columns, settings)
-    target_column, task, _, split_column, seed = settings
-    text_columns, number_columns = [*categorical_columns], [*numerical_columns]
-    (number_columns if task == "regression" else text_columns).append(target_column)
-    if split_column and split_column not in text_columns:
-        text_columns.append(split_column)
+    check_columns(categorical_columns, numerical_columns, settings)
+    target_column, task, _, split_column, weight_column, seed = settings
+    texts = dict.fromkeys(categorical_columns, "CATEGORICAL_COLUMNS")
+    numbers = dict.fromkeys(numerical_columns, "NUMERICAL_COLUMNS in build_embed_model.py")
+    (numbers if task == "regression" else texts)[target_column] = "TARGET_COLUMN"
+    if weight_column:
+        numbers.setdefault(weight_column, "WEIGHT_COLUMN")
+    if split_column:
+        texts.setdefault(split_column, "SPLIT_COLUMN")
     with stage(f"Reading {data_file}"):
-        table = read_table(data_file, text_columns, number_columns, target_column)
-        part = split(len(table), table.get(split_column), split_column, seed)
+        texts, numbers = read_table(data_file, texts, numbers, target_column)
+        target = (numbers if task == "regression" else texts)[target_column]
+        part = split(len(target), texts.get(split_column), split_column, seed)
         parts = [np.flatnonzero(part == which).astype("int32") for which in range(3)]
-        target, target_info = encode_target(table[target_column], parts[TRAINING], settings)
+        weights = read_weights(numbers.get(weight_column), weight_column, parts, len(target))
         fingerprints = {"settings": [*settings], "split": fingerprint(part)}
-        for column in [*categorical_columns, target_column]:
-            fingerprints[f"cells of {column}"] = fingerprint(table[column])
+        for column in filter(None, [*categorical_columns, target_column, weight_column]):
+            cells = numbers[column] if column in numbers else texts[column]
+            fingerprints[f"cells of {column}"] = fingerprint(cells)
+        target, target_info = encode_target(target, parts, weights, data_file, settings)
+        centres = centre(numbers, numerical_columns, parts[TRAINING])
         sizes = "{:,} train, {:,} validation, {:,} test".format(*map(len, parts))
-        print(f"  {len(table):,} rows: {sizes}")
-    table = table[[*categorical_columns, *numerical_columns]]
+        print(f"  {len(target):,} rows: {sizes}")
+        if split_column:
+            print_parts(texts[split_column], part, split_column)
+    table = pd.DataFrame({column: texts[column] for column in categorical_columns}
+                         | {column: numbers[column] for column in numerical_columns}, copy=False)
     outputs = len(target_info["classes"]) if task == "multiclass" else 1
-    return Data(table, target, target_info, outputs, *parts, fingerprints)
+    return Data(table, target, target_info, outputs, weights, centres, *parts, fingerprints)
 
 
-def check_settings(categorical_columns, numerical_columns, settings):
-    """Raise InputError where the settings contradict each other."""
-    target_column, task, _, split_column, seed = settings
-    lists = isinstance(categorical_columns, list) and isinstance(numerical_columns, list)
-    columns = [*categorical_columns, *numerical_columns] if lists else []
+def check_columns(categorical_columns, numerical_columns, settings):
+    """Raise InputError where a column is named in two places that exclude each other."""
+    columns = [*categorical_columns, *numerical_columns]
     twice = [column for column in columns if columns.count(column) > 1]
-    for is_wrong, sentence in [
-        (task not in ("regression", "binary", "multiclass"),
-         f"TASK is {task!r}; it must be 'regression', 'binary' or 'multiclass'."),
-        (not lists or not categorical_columns,
-         'CATEGORICAL_COLUMNS is empty, or a list is none: name columns as in ["dest", "month"].'),
-        (not isinstance(seed, int) or seed < 0,
-         f"SEED is {seed!r}; it must be a whole number, 0 or more."),
-        (twice, f"Column {twice[:1]} is listed twice: leave it in one place of one list."),
-        (split_column in columns[len(categorical_columns or []):],
-         f"SPLIT_COLUMN {split_column!r} must not be a number as well: copy it to another name."),
-        (target_column in [*columns, split_column],
-         f"TARGET_COLUMN {target_column!r} must not be an input as well: take it off the lists."),
-    ]:
-        if is_wrong:
-            raise InputError(sentence)
+    if twice:
+        raise InputError(f"Column {twice[:1]} is listed twice: leave it in one place of one list.")
+    if settings.target_column in [*columns, settings.split_column, settings.weight_column]:
+        raise InputError(f"TARGET_COLUMN {settings.target_column!r} must not be an input as well: "
+                         "take it off the lists.")
 
 
 def check_header(header, columns, file):
-    """Raise InputError where one of the columns is not once in the header of a file."""
+    """Raise InputError where one of the columns, {name: its setting}, is not once in a header."""
     if len(header) < 2:
-        raise InputError(f"{file} is empty, or its header has not two names or more with commas "
-                         "between them.")
-    for column in columns:
+        text = "".join(header)
+        found = "semicolons" if ";" in text else "tabs" if "\t" in text else "none"
+        raise InputError(f"{file} is empty, or its header has no commas between names; found {found}.")
+    folded = {name.casefold(): name for name in header}
+    for column, setting in columns.items():
         if column not in header:
-            closest = difflib.get_close_matches(column, header, n=1, cutoff=0)[0]
-            raise InputError(f"{file} has no column {column!r}; the closest is {closest!r}.")
+            closest = difflib.get_close_matches(column.casefold(), folded, n=1)
+            closest = f"; the closest is {folded[closest[0]]!r}" if closest else ""
+            raise InputError(f"{file} has no column {column!r}, which {setting} names{closest}.")
         if header.count(column) > 1:
             raise InputError(f"{file}: {header.count(column)} columns are called {column!r}; "
                              "rename all but one.")
@@ -425,7 +491,8 @@ def check_header(header, columns, file):
 def read_lines(file):
     """Yield the line on which each row of a CSV file begins and its cells, the header's first."""
     csv.field_size_limit(2**31 - 1)  # its own limit refuses a cell of 128 KB
-    open_file = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(Path(file).suffix, open)
+    kinds = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zip": open_zip}
+    open_file = kinds.get(Path(file).suffix, open)
     line, width = 1, 0
     try:
         with open_file(file, "rt", encoding="utf-8-sig", newline="") as text:
@@ -438,22 +505,41 @@ def read_lines(file):
                 if cells:
                     yield line, cells
                 line = reader.line_num + 1
-    except (csv.Error, OSError, EOFError, UnicodeError, lzma.LZMAError, zlib.error) as error:
+    except (csv.Error, OSError, EOFError, UnicodeError, lzma.LZMAError, zipfile.BadZipFile,
+            zlib.error) as error:
         raise InputError(f"{file}, line {line}, or near it: not readable ({error}); "
                          "save it as CSV in UTF-8, or download it again.") from error
 
 
+def open_zip(file, mode, **settings):
+    """Open the one file in a zip archive as text."""
+    archive = zipfile.ZipFile(file)
+    if len(archive.namelist()) != 1:
+        raise InputError(f"{file} holds {len(archive.namelist())} files: leave one, the table.")
+    return io.TextIOWrapper(archive.open(archive.namelist()[0]), **settings)
+
+
+def here(name):
+    """Return the path of a file that the edit block names, from the scripts' folder on."""
+    path = Path(__file__).parent / name
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def read_chunks(data_file, columns):
-    """Yield 256 rows at a time: the file, the lines on which they begin, the columns' cells."""
-    files = [data_file] if os.path.isfile(data_file) else sorted(glob.glob(data_file))
+    """Yield 256 rows at a time: the file, the lines on which they begin, the columns' cells.
+
+    columns: {name: the setting that names it}.
+    """
+    path = str(here(data_file))
+    files = [path] if os.path.isfile(path) else sorted(glob.glob(path))
     if not files:
-        raise InputError(f"No file {data_file}: correct DATA_FILE in build_embeddings.py.")
+        raise InputError(f"No file {path}: correct DATA_FILE in build_embeddings.py.")
     for file in files:
         rows = read_lines(file)
         _, header = next(rows, (1, []))
         check_header(header, columns, file)
         places = {column: header.index(column) for column in columns}
-        while chunk := list(islice(rows, 256)):  # more would leave the processor's cache
+        while chunk := list(itertools.islice(rows, 256)):  # more would leave the processor's cache
             lines = [line for line, _ in chunk]
             yield file, lines, {c: [cells[i] for _, cells in chunk] for c, i in places.items()}
 
@@ -468,102 +554,238 @@ def to_numbers(cells):
     except (TypeError, ValueError):
         numbers = pd.to_numeric(np.array(cells, object), errors="coerce").astype("float64")
     for row in np.flatnonzero(~(np.abs(numbers) <= np.finfo("float32").max)):
-        numbers[row] = np.nan if cells[row] in MISSING_NUMBERS else np.inf
+        numbers[row] = np.nan if str(cells[row]).strip() in MISSING_NUMBERS else np.inf
     return numbers
 
 
 def read_table(data_file, text_columns, number_columns, target_column):
-    """Return columns of DATA_FILE as a frame: Categoricals, and float32 (the target float64).
+    """Return columns of DATA_FILE in two dicts: Categoricals, and numbers, the target as float64.
 
-    Text becomes codes chunk by chunk, so that it is never in memory as a whole.
+    Text becomes codes chunk by chunk, so that it is never in memory as a whole. Numbers are float32
+    where that can tell them apart, else float64. The columns: {name: the setting that names it}.
     """
     codes = {column: {} for column in text_columns}  # text -> code, in the order of appearance
-    chunks = {column: [] for column in [*text_columns, *number_columns]}
+    texts = {column: [] for column in text_columns}
+    numbers = {column: [] for column in number_columns}
     missing = MISSING_NUMBERS if target_column in number_columns else [""]
-    without_target = []
-    for file, lines, cells in read_chunks(data_file, chunks):
+    row_count, without_target = 0, []
+    for file, lines, cells in read_chunks(data_file, text_columns | number_columns):
         for column, code in codes.items():
             found = [code.setdefault(cell, len(code)) for cell in cells[column]]
-            chunks[column].append(np.array(found, "int32"))
+            texts[column].append(np.array(found, "int32"))
         for column in number_columns:
-            numbers = to_numbers(cells[column])
-            for row in np.flatnonzero(np.isinf(numbers)):
+            values = to_numbers(cells[column])
+            for row in np.flatnonzero(np.isinf(values)):
                 raise InputError(f"{file}, line {lines[row]}: column {column!r} holds "
                                  f"{cells[column][row][:50]!r}, which is no number like 1234.5; "
                                  "leave it empty if it is missing, list the column as categorical "
                                  "if it holds names, or set TASK if it is the target.")
-            exact = "float64" if column == target_column else "float32"
-            chunks[column].append(numbers.astype(exact))
-        places = [line for line, cell in zip(lines, cells[target_column]) if cell in missing]
+            exact = column == target_column or is_too_exact(values)
+            numbers[column].append(values if exact else values.astype("float32"))
+        row_count += len(lines)
+        places = [line for line, cell in zip(lines, cells[target_column])
+                  if cell.strip() in missing]
         without_target += [f"{file}, line {line}" for line in places]
-    if (row_count := sum(map(len, chunks[target_column]))) < 20:
+    if row_count < 20:
         raise InputError(f"{data_file} has {row_count} rows below its header; "
                          "20 are the fewest that can be split in three.")
     if without_target:
         raise InputError(f"{without_target[0]}: no {target_column!r}, as in "
                          f"{len(without_target):,} rows in all; remove these rows.")
-    table = {column: np.concatenate(arrays) for column, arrays in chunks.items()}
     for column, code in codes.items():
         categories = pd.Index(list(code), dtype=object)
-        table[column] = pd.Categorical.from_codes(table[column], categories)
-    return pd.DataFrame(table, copy=False)
+        texts[column] = pd.Categorical.from_codes(np.concatenate(texts[column]), categories)
+    return texts, {column: np.concatenate(chunks) for column, chunks in numbers.items()}
+
+
+def is_too_exact(numbers):
+    """Return whether float32 would blur numbers by more than a ten-thousandth of their range."""
+    blur = np.fmax.reduce(np.abs(numbers - numbers.astype("float32")))
+    return blur > 1e-4 * (np.fmax.reduce(numbers) - np.fmin.reduce(numbers)) > 0
+
+
+def centre(numbers, columns, training):
+    """Take the medians off columns too exact for float32, such as milliseconds; return them."""
+    centres = {}
+    for column in columns:
+        if numbers[column].dtype == "float64":
+            centres[column] = float(np.nanmedian(numbers[column][training]))
+            numbers[column] = (numbers[column] - centres[column]).astype("float32")
+    return centres
+
+
+def read_weights(weights, weight_column, parts, row_count):
+    """Return the weight of each row, mean 1 on the training rows; without WEIGHT_COLUMN all 1."""
+    if weights is None:
+        return np.ones(row_count, "float32")
+    wrong = ~(weights > 0)
+    if wrong.any():
+        raise InputError(f"WEIGHT_COLUMN {weight_column!r} needs a number above 0 in each row, but "
+                         f"has {weights[wrong][0]:g} (nan: missing) in {wrong.sum():,}: remove "
+                         "these rows.")
+    return (weights / weights[parts[TRAINING]].mean(dtype="float64")).astype("float32")
 
 
 def split(row_count, order, split_column, seed):
     """Return the part of every row, int8, as split_rows says it."""
-    tenth = row_count // 10
+    tenth, random = row_count // 10, np.random.default_rng(seed)
     sizes = [row_count - 2 * tenth, tenth, tenth]
     if not split_column:
         part = np.repeat(np.array([TRAINING, VALIDATION, TEST], "int8"), sizes)
-        return np.random.default_rng(seed).permutation(part)
+        return random.permutation(part)
     if order is None:
         raise InputError(f"split_rows needs the text of SPLIT_COLUMN {split_column!r} too.")
-    order = pd.Categorical(order)
-    texts = pd.Series(order.categories)
-    values = pd.to_numeric(texts, errors="coerce")
-    if values.isna().all():
-        values = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=True)
-    if values.isna().any():
-        raise InputError(f"SPLIT_COLUMN {split_column!r} needs numbers or dates like 2026-01-31, "
-                         f"none missing, but has {texts[values.isna()].iloc[0][:50]!r}.")
-    rank = values.rank(method="dense").to_numpy("int64")[order.codes]
-    first_held_out = np.sort(rank)[np.cumsum(sizes[:2])]
-    part = np.searchsorted(first_held_out, rank, side="right").astype("int8")
+    order = pd.Categorical(order).remove_unused_categories()
+    texts = pd.Series(order.categories).astype(str)
+    words = texts.str.strip().str.lower().map(PARTS)
+    if words.notna().all():
+        part = words.to_numpy("int8")[order.codes]
+        if VALIDATION not in part:
+            training = np.flatnonzero(part == TRAINING)
+            part[random.choice(training, len(training) // 10, replace=False)] = VALIDATION
+        least = 1
+    else:
+        rank = rank_texts(texts, split_column)
+        if rank is None:  # names, in random order
+            rank = random.permutation(len(texts))[np.argsort(np.argsort(texts.to_numpy(object)))]
+        rank = rank[order.codes]
+        first_held_out = np.sort(rank)[np.cumsum(sizes[:2])]
+        part = np.searchsorted(first_held_out, rank, side="right").astype("int8")
+        least = row_count / 2
     sizes = np.bincount(part, minlength=3)
-    if not sizes.all() or sizes[TRAINING] < row_count / 2:
+    if not sizes.all() or sizes[TRAINING] < least:
         raise InputError(f"SPLIT_COLUMN {split_column!r} has too few values, or too many rows of "
                          "one, to hold out two tenths.")
     return part
 
 
-def encode_target(target, training, settings):
+# What may be a date and does not sort as one: 3.4.2024, 04/2024, 12:30, 3 Apr 2024
+DATE = r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}.*|\d{1,2}[./-]\d{4}|\d{1,2}:\d\d.*"
+MONTH = r"(?=.*\d).*\b(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\b.*"
+# All of them numbers: 12.2024, 122024, 3042024, 03042024
+DATE_NUMBER = r"(\d{1,2}\.|0[1-9]|1[0-2]|[0-3]?\d[01]\d)(19|20)\d\d"
+YEAR_FIRST = r"(19|20)\d\d(0[1-9]|1[0-2])([0-3]\d)?"
+
+
+def rank_texts(texts, split_column):
+    """Return the rank of each text by its value, a number or an ISO date; None if all are names."""
+    numbers = pd.to_numeric(texts, errors="coerce")
+    dates = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=True)
+    values = numbers if numbers.notna().all() else dates
+    wrong = values.isna()
+    if numbers.isna().all() and dates.isna().all() and texts.str.strip().all():
+        wrong = texts.str.lower().str.fullmatch(f"{DATE}|{MONTH}")
+        if not wrong.any():
+            return None
+    elif texts.str.fullmatch(DATE_NUMBER).all():
+        wrong = ~texts.str.fullmatch(YEAR_FIRST)
+    if wrong.any():
+        raise InputError(f"SPLIT_COLUMN {split_column!r} needs numbers, dates like 2026-01-31, "
+                         "names, or train, validation and test, none missing, but has "
+                         f"{texts[wrong].iloc[0][:50]!r}.")
+    return values.rank(method="dense").to_numpy("int64")
+
+
+def print_parts(order, part, split_column):
+    """Print which values of SPLIT_COLUMN are in each part."""
+    texts = pd.Series(order.categories).astype(str)
+    is_word = texts.str.strip().str.lower().isin(PARTS).all()
+    rank = None if is_word else rank_texts(texts, split_column)
+    shown = []
+    for which, name in enumerate(["train", "validation", "test"]):
+        codes = np.unique(order.codes[part == which])
+        if rank is None:
+            shown.append(f"{len(codes):,} in {name}")
+        else:
+            ends = codes[[rank[codes].argmin(), rank[codes].argmax()]]
+            shown.append(f"{name} {' to '.join(texts[ends])}")
+    print(f"  by {split_column}: {', '.join(shown)}")
+
+
+def encode_target(target, parts, weights, data_file, settings):
     """Return the target as the network learns it, and a dict of what turns predictions back.
 
-    Regression: float32, mean 0 and standard deviation 1 on the training rows. Classes: int32
+    Regression: float32, mean 0 and standard deviation 1 on the training rows; of training and
+    validation rows, extreme values are taken for the largest or smallest other one. Classes: int32
     positions in "classes", sorted as text; a binary network predicts the probability of the second.
     """
     name, task, log_target, *_ = settings
+    training, _, test = parts
     if task != "regression":
-        classes = sorted(target.iloc[training].unique())
-        if len(classes) < 2 or (task == "binary" and len(classes) > 2):
-            wanted = "two" if task == "binary" else "two or more"
-            raise InputError(f"TARGET_COLUMN {name!r} has {len(classes)} classes in the training "
-                             f"rows ({', '.join(classes)[:80]}); TASK {task!r} needs {wanted}.")
-        labels = target.cat.set_categories(classes).cat.codes.to_numpy("int32")
-        if (labels < 0).any():
-            raise InputError(f"Class {target[labels < 0].iloc[0]!r} of {name!r} is in no training "
-                             "row; remove its rows or join it to another.")
-        return labels, {"classes": classes}
-    values = target.to_numpy()
-    if log_target and values.min() <= -1:
-        raise InputError(f"LOG_TARGET needs values above -1, but {name!r} has {values.min():g}.")
-    values = np.log1p(values) if log_target else values
-    mean, std = float(values[training].mean()), float(values[training].std())
+        return encode_classes(target, training, test, name, task)
+    if log_target and target.min() <= -1:
+        raise InputError(f"LOG_TARGET needs values above -1, but {name!r} has {target.min():g}.")
+    values = np.log1p(target) if log_target else target
+    learned, extreme = values.copy(), is_extreme(values, training)
+    if extreme.any():
+        print_extremes(target[extreme], data_file, name)
+        usual = values[training][~extreme[training]]
+        learned[extreme] = values[extreme].clip(usual.min(), usual.max())
+    mean = float(np.average(learned[training], weights=weights[training]))
+    spread = np.average((learned[training] - mean) ** 2, weights=weights[training])
+    std = float(spread**0.5)
     if std <= 1e-12 * abs(mean):
         raise InputError(f"TARGET_COLUMN {name!r} has one value in all training rows: "
                          "there is nothing to learn.")
+    learned[test] = values[test]  # the report is on what the file says
     info = {"mean": mean, "std": std, "log": log_target}
-    return ((values - mean) / std).astype("float32"), info
+    return ((learned - mean) / std).astype("float32"), info
+
+
+def is_extreme(values, training):
+    """Return which values are further out than 100 times the range of 98 % of training rows."""
+    low, high = np.quantile(values[training], [0.01, 0.99])
+    return np.abs(values - low) > (100 * (high - low) or np.inf)
+
+
+def print_extremes(extremes, data_file, name):
+    """Print the extreme values of the target and where they stand in the file."""
+    places = []
+    for file, lines, cells in read_chunks(data_file, {name: "TARGET_COLUMN"}):
+        found = np.flatnonzero(np.isin(to_numbers(cells[name]), extremes))
+        places += [f"{cells[name][row]} ({file}, line {lines[row]})" for row in found]
+    more = f" and {len(places) - 4:,} more" if len(places) > 4 else ""
+    print(f"  {name} has extreme values, which training takes for the next usual one: "
+          f"{', '.join(places[:4])}{more}. Correct them if they are mistakes, else try LOG_TARGET.")
+
+
+def encode_classes(target, training, test, name, task):
+    """Return the positions of the target's classes, and the classes, as encode_target says it."""
+    classes = sorted(target[training].unique())
+    if len(classes) < 2 or (task == "binary" and len(classes) > 2):
+        wanted = "two" if task == "binary" else "two or more"
+        raise InputError(f"TARGET_COLUMN {name!r} has {len(classes)} classes in the training "
+                         f"rows ({', '.join(map(repr, classes))[:80]}); "
+                         f"TASK {task!r} needs {wanted}.")
+    labels = target.set_categories(classes).codes.astype("int32")
+    if (labels < 0).any():
+        lost = ", ".join(map(repr, target[labels < 0].unique()))
+        raise InputError(f"Of {name!r} these classes are in no training row: {lost[:300]}; remove "
+                         "their rows or join them to others.")
+    odd = [label for label in classes if fold(label) in ("na", "n/a", "nan", "null", "none", "?")]
+    odd += itertools.chain(*alike(classes))
+    if odd:
+        print(f"  classes of {name} that look missing or double: {', '.join(map(repr, odd))[:300]}")
+    for_test = set(range(len(classes))) - {*labels[test]}
+    if for_test:
+        lost = ", ".join(repr(classes[label]) for label in sorted(for_test))
+        print(f"  no test row has the class {lost[:300]}, so that the report says nothing of it"
+              + (" and has no AUC" if task == "binary" else ""))
+    return labels, {"classes": classes}
+
+
+def fold(text):
+    """Return a text without what people hardly mean: blanks, case, forms of Unicode, 5.0 for 5."""
+    text = unicodedata.normalize("NFC", text).strip().casefold()
+    return re.sub(r"([+-]?\d+)\.0*", r"\1", text) if text[-1:] in ("0", ".") else text
+
+
+def alike(texts):
+    """Return lists of those texts that are equal once they are folded."""
+    groups = {}
+    for text in texts:
+        groups.setdefault(fold(text), []).append(text)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 # Feeding batches
@@ -590,9 +812,15 @@ def full_batches(rows, size):
     return np.resize(rows, (-(-len(rows) // size), size))
 
 
-def even_batches(rows, multiple=1):
-    """Return rows as batches of at most some 8,192, a multiple, so even that few come twice."""
-    count = 1 + len(rows) // 8192
+def rows_at_once(model):
+    """Return how many rows a model can see at once: each column is many numbers inside it."""
+    columns = sum(int(np.prod(tensor.shape[1:])) for tensor in [*model.inputs, *model.outputs])
+    return min(8192, 16 + 2**16 // columns)
+
+
+def even_batches(rows, limit=8192, multiple=1):
+    """Return rows as batches of at most some limit, a multiple, so even that few come twice."""
+    count = 1 + len(rows) // limit
     return full_batches(rows, -(-len(rows) // (count * multiple)) * multiple)
 
 
@@ -602,19 +830,20 @@ def gather(frames, batches):
     return [np.array(frame.iloc[rows]).reshape(*batches.shape, -1) for frame in frames]
 
 
-def feed(inputs, targets, members):
-    """Return arrays (steps, batch, ...) as the keyword arguments of fit and evaluate."""
-    size = targets.shape[1] // PROCESSES
-    targets = np.repeat(targets[:, :, None], members, axis=2)
-    *inputs, targets = [own_share(values) for values in (*inputs, targets)]
+def feed(inputs, data, batches, members):
+    """Return inputs (steps, batch, ...) and target as the keyword arguments of fit and evaluate."""
+    targets = np.repeat(data.target[batches][:, :, None], members, axis=2)
+    weights = data.weights[batches][:, :, None]
+    *inputs, targets, weights = map(own_share, [*inputs, targets, weights])
     if not tf:
-        *inputs, targets = [np.concatenate(values) for values in (*inputs, targets)]
-        return {"x": inputs, "y": targets, "batch_size": size}
+        *inputs, targets, weights = map(np.concatenate, [*inputs, targets, weights])
+        size = batches.shape[1] // PROCESSES
+        return {"x": inputs, "y": targets, "sample_weight": weights, "batch_size": size}
     options = tf.data.Options()
     options.autotune.enabled = False  # TensorFlow 2.21 would wait for the tuner at each end of fit
     with tf.device("CPU"):  # where datasets work, whatever trains
-        data = tf.data.Dataset.from_tensor_slices((tuple(inputs), targets))
-    return {"x": data.with_options(options)}
+        rows = tf.data.Dataset.from_tensor_slices((tuple(inputs), targets, weights))
+    return {"x": rows.with_options(options)}
 
 
 def execution():
@@ -632,9 +861,9 @@ def execution():
     return {"steps_per_execution": 16, "jit_compile": True}
 
 
-def in_batches(function, rows):
+def in_batches(function, rows, limit=8192):
     """Return what a function returns for some rows, called for one even batch at a time."""
-    return np.concatenate([function(batch) for batch in even_batches(rows)])[: len(rows)]
+    return np.concatenate([function(batch) for batch in even_batches(rows, limit)])[: len(rows)]
 
 
 def predict_rows(model, inputs, rows):
@@ -643,7 +872,7 @@ def predict_rows(model, inputs, rows):
     def predict(batch):
         return model.predict_on_batch(gather(inputs, batch))
 
-    return in_batches(predict, rows).mean(axis=1)
+    return in_batches(predict, rows, rows_at_once(model)).mean(axis=1)
 
 
 # Large tables
@@ -724,29 +953,32 @@ def finished(model, weights, epoch):
 # Figures
 
 
-def score(target, predictions, target_info):
-    """Return the figures of a report by name, for the predictions on some rows and their target.
+def score(data, predictions):
+    """Return the figures of a report by name, for the predictions on the test rows.
 
     Regression: root mean squared error in the target's units, with LOG_TARGET that of log1p(target)
     before it. Classes: mean log loss in nats, then the area under the ROC curve (binary, of rows of
     both classes) or the share of right predictions.
     """
+    target, weights, info = data.target[data.test], data.weights[data.test], data.target_info
     predictions = np.asarray(predictions, "float64")
-    if "classes" not in target_info:
-        figures = in_units(np.mean(np.square(target - predictions)), target_info)
-        if target_info["log"]:
-            mean, std = target_info["mean"], target_info["std"]
-            units = [np.expm1(values * std + mean) for values in (target, predictions)]
-            figures["RMSE"] = metrics.root_mean_squared_error(*units)
+    if "classes" not in info:
+        figures = in_units(np.average(np.square(target - predictions), weights=weights), info)
+        if info["log"]:
+            both = np.stack([target, predictions]) * info["std"] + info["mean"]
+            difference = np.subtract(*np.expm1(both))
+            figures["RMSE"] = float(np.average(np.square(difference), weights=weights) ** 0.5)
         return figures
     second = {}
     if predictions.ndim == 2:
-        second["accuracy"] = metrics.accuracy_score(target, predictions.argmax(axis=1))
+        right = target == predictions.argmax(axis=1)
+        second["accuracy"] = float(np.average(right, weights=weights))
         predictions = predictions / predictions.sum(axis=1, keepdims=True)  # exactly 1 in float64
     elif len(np.unique(target)) == 2:
-        second["AUC"] = metrics.roc_auc_score(target, predictions)
-    labels = range(len(target_info["classes"]))
-    return {"log loss": metrics.log_loss(target, predictions, labels=labels), **second}
+        second["AUC"] = metrics.roc_auc_score(target, predictions, sample_weight=weights)
+    labels = range(len(info["classes"]))
+    loss = metrics.log_loss(target, predictions, labels=labels, sample_weight=weights)
+    return {"log loss": loss, **second}
 
 
 def in_units(error, target_info):
@@ -783,16 +1015,27 @@ def progress(most, target_info):
     return show
 
 
-def print_sizes(vocabularies, row_count):
-    """Print how many categories each column has, and how many dimensions their vectors."""
+def print_sizes(vocabularies, unknown):
+    """Print how many categories each column has and what may be wrong with them.
+
+    unknown: the share of each column's test cells whose category is not in the training rows.
+    """
     print("Embeddings")
     width = max(map(len, vocabularies))
     for column, vocabulary in vocabularies.items():
-        count = len(vocabulary) - 1
-        line = f"  {column:<{width}} {count:>7,} categories -> {embedding_dim(count)} dimensions"
-        if count > row_count / 4:
+        counts = vocabulary.set_index("category")["count"][1:]
+        line = f"  {column:<{width}} {len(counts):>7,} categories -> "
+        line += f"{embedding_dim(len(counts))} dimensions"
+        if len(counts) > counts.sum() / 4:
             line += " (hardly a category twice: its vectors will not generalise)"
+        if unknown[column] >= 0.01:
+            line += f" ({unknown[column]:.1%} of the test cells are unknown)"
         print(line)
+        if groups := alike(counts.index):
+            pairs = ", ".join(f"{group[0][:40]!r} and {group[1][:40]!r}" for group in groups[:2])
+            rows = sum(counts[group[1:]].sum() for group in groups)
+            print(f"    {rows:,} rows of {column} differ in spelling alone, as {pairs} do: "
+                  "write them alike if they mean the same")
 
 
 def print_nearest(matrices, vocabularies):
@@ -847,7 +1090,7 @@ def file_stems(columns):
 
 def open_folder(name):
     """Return the folder of the saved files, ready to be written; finish what a kill cut short."""
-    folder = Path(name)
+    folder = here(name)
     if PROCESS:
         return folder  # the first process writes for all
     with plain_errors(folder):
@@ -955,11 +1198,14 @@ def stage(title):
     print(f"  {time.perf_counter() - begin:.1f} s", flush=True)
 
 
-def run_script(main):
+def run_script(main, arguments=()):
     """Run main; end with one sentence on stderr and status 1 where the user has to act."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # for categories that the screen cannot show
     try:
+        if arguments:
+            raise InputError(f"{arguments[0]!r} is not understood: a script takes no arguments; "
+                             "edit the block at its top.")
         main()
     except InputError as error:
         sys.exit(f"Error: {error}")
@@ -970,4 +1216,4 @@ def run_script(main):
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, sys.argv[1:])

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 import zipfile
 
 import keras
@@ -383,7 +384,8 @@ def test_the_largest_dates_are_held_out(pair, capsys):
 
 def test_test_rows_of_one_class_have_no_auc(pair):
     base = pair(made_up(), {"TASK": "binary"}).base
-    figures = [base.score(np.array(target), np.array([0.5, 0.75]), {"classes": ["a", "b"]}) for target in ([1, 1], [0, 1])]
+    kept = {"weights": np.ones(2), "test": [0, 1], "target_info": {"classes": ["a", "b"]}}
+    figures = [base.score(types.SimpleNamespace(target=np.array(target), **kept), np.array([0.5, 0.75])) for target in ([1, 1], [0, 1])]
     assert figures[0] == {"log loss": pytest.approx(np.log([2, 4 / 3]).mean())}
     assert figures[1] == {"log loss": pytest.approx(np.log([2, 4 / 3]).mean()), "AUC": 1}
 

@@ -1,11 +1,13 @@
 """How the network is trained: which rows a round sees, what a step changes, and when training ends."""
 
+import types
+
 import keras
 import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
-from conftest import made_up, report
+from conftest import made_up, report, rows_of
 
 
 @pytest.fixture
@@ -18,12 +20,12 @@ def record(monkeypatch):
     seen, fit, evaluate = {"ids": [], "targets": [], "validation": [], "errors": []}, keras.Model.fit, keras.Model.evaluate
 
     def kept(self, x, **settings):
-        seen["ids"].append(np.concatenate([inputs[0] for inputs, _ in x]))
-        seen["targets"].append(np.concatenate([targets for _, targets in x]))
+        seen["ids"].append(np.concatenate([inputs[0] for inputs, *_ in x]))
+        seen["targets"].append(np.concatenate([targets for _, targets, _ in x]))
         return fit(self, x=x, **settings)
 
     def looked_at(self, x, **settings):
-        seen["validation"].append(np.concatenate([inputs[0] for inputs, _ in x]))
+        seen["validation"].append(np.concatenate([inputs[0] for inputs, *_ in x]))
         figures = evaluate(self, x=x, **settings)
         seen["errors"].append(figures["error"])
         return figures
@@ -54,8 +56,8 @@ def test_a_large_table_is_gathered_in_parts_that_make_up_an_epoch(pair, monkeypa
     one, rows = pair(made_up()), 2_500_000
     base, gathered = one.base, []
     recipe = base.choose_recipe(rows, None, 900_000)._replace(batch_size=1000)
-    data = base.Data(None, np.arange(rows), None, 1, np.arange(rows), None, None, None)
-    monkeypatch.setattr(base, "feed", lambda inputs, targets, members: gathered.append(targets) or {})
+    data = rows_of(base, target=np.arange(rows), outputs=1, training=np.arange(rows))
+    monkeypatch.setattr(base, "feed", lambda inputs, data, batches, members: gathered.append(batches) or {})
     monkeypatch.setattr(keras.Model, "fit", lambda *_, **__: None)
     ids = pd.DataFrame({"c": np.zeros(rows, "int8")})
     base.fit_epoch(keras.Sequential(), {}, [ids], data, recipe, np.random.default_rng(0))
@@ -123,7 +125,7 @@ def test_an_epoch_ends_at_the_average_of_its_weights(base):
 
 def two_matrices(base):
     """Return a model of two embedding layers, a matrix just below the size that counts as large and one just of it."""
-    inputs, rows = keras.Input((2,), dtype="int32"), base.Data(*[None] * 4, range(100), *[None] * 3)
+    inputs, rows = keras.Input((2,), dtype="int32"), rows_of(base, training=range(100))
     small, large = (base.embedding(np.ones((size, 50), "float32"), rows, f"embedding_{size}") for size in (9_999, 10_000))
     return keras.Model(inputs, keras.ops.sum(small(inputs[:, 0]) + large(inputs[:, 1]), axis=1, keepdims=True)), small, large
 
@@ -157,7 +159,7 @@ def test_a_step_changes_the_rows_of_the_batch_alone_where_a_matrix_is_large(base
 
 @pytest.mark.parametrize(("rows", "multiple"), [(2, 1), (8_192, 1), (20_001, 1), (200_000, 2), (33, 32)])
 def test_even_batches_hold_every_row_and_hardly_one_twice(base, rows, multiple):
-    pieces = base.even_batches(np.arange(7, 7 + rows), multiple)
+    pieces = base.even_batches(np.arange(7, 7 + rows), multiple=multiple)
     assert pieces.shape[1] % multiple == 0 and pieces.shape[1] < 8_192 + multiple
     assert pieces.size - rows < len(pieces) * multiple
     assert np.array_equal(np.unique(pieces), np.arange(7, 7 + rows)) and np.unique(pieces, return_counts=True)[1].max() <= 2
@@ -166,9 +168,11 @@ def test_even_batches_hold_every_row_and_hardly_one_twice(base, rows, multiple):
 def test_batches_are_the_rows_in_order(base):
     ids, numbers = pd.DataFrame(np.arange(24).reshape(12, 2)), pd.DataFrame(np.arange(12.0))
     order = np.random.default_rng(0).permutation(12).reshape(3, 4)
-    batches = list(base.feed(base.gather([ids, numbers], order), order, members=2)["x"])
+    data = types.SimpleNamespace(target=np.arange(12), weights=np.arange(12) / 10)
+    batches = list(base.feed(base.gather([ids, numbers], order), data, order, members=2)["x"])
     assert len(batches) == 3
-    for rows, (inputs, targets) in zip(order, batches):
+    for rows, (inputs, targets, weights) in zip(order, batches):
+        np.testing.assert_array_equal(weights, rows[:, None] / 10)
         np.testing.assert_array_equal(inputs[0], ids.iloc[rows])
         np.testing.assert_array_equal(inputs[1], numbers.iloc[rows])
         np.testing.assert_array_equal(targets, np.stack([rows, rows], axis=1))
@@ -204,7 +208,7 @@ def test_the_prior_keeps_vectors_of_few_rows_close_to_zero(pair, graphs):
 def test_each_pair_of_categories_has_a_number_of_its_own(pair):
     one = pair(made_up())
     ids = keras.Input((3,), dtype="int32")
-    table = one.base.Data(*[None] * 3, 1, range(100), *[None] * 3)
+    table = rows_of(one.base, outputs=1, training=range(100))
     model = keras.Model(ids, one.model.pair_effects(ids, [(0, 1), (2, 1), (0, 2)], [31, 4, 51], table, unit=1))
     rows = keras.Model(ids, model.get_layer("embedding_pairs").input)  # one for each pair of columns
     every = np.indices((31, 4, 51)).reshape(3, -1).T
@@ -218,7 +222,7 @@ def test_pairs_that_cannot_be_learned_are_left_out(pair):
     random, one = np.random.default_rng(0), pair(made_up())
     shop, weekday, ticket = random.integers(0, 30, 5000), random.integers(0, 7, 5000), random.integers(0, 4000, 5000)
     ids = pd.DataFrame({"shop": shop, "weekday": weekday, "city": shop % 5, "ticket": ticket})
-    data = one.base.Data(*[None] * 3, 1, np.arange(4000), *[None] * 3)
+    data = rows_of(one.base, outputs=1, training=np.arange(4000))
     pairs = one.model.pairs_that_repeat(ids, data)
     assert sorted(sorted(ids.columns[pair]) for pair in pairs) == [["city", "weekday"], ["shop", "weekday"]]
 
@@ -259,7 +263,8 @@ def test_the_epoch_that_is_kept_was_the_best_on_the_validation_rows(pair, capsys
     keras.utils.set_random_seed(4)
     ids, numbers = pd.DataFrame(random.integers(1, 9, (400, 2)).astype("int32")), np.arange(400)
     target = (random.normal(size=(9, 9))[*ids.to_numpy().T] + random.normal(size=400)).astype("float32")
-    rows = base.Data(None, target, {"std": 1, "log": False}, 1, numbers[:320], numbers[320:], None, None)
+    parts = {"training": numbers[:320], "validation": numbers[320:]}
+    rows = rows_of(base, target=target, target_info={"std": 1, "log": False}, outputs=1, **parts)
     recipe = base.choose_recipe(320, epochs, 900_000)
     model = base.build_model({"c": range(9), "d": range(9)}, rows, recipe)
     seen = record(monkeypatch)["errors"]
@@ -275,7 +280,7 @@ def test_the_epoch_that_is_kept_was_the_best_on_the_validation_rows(pair, capsys
 
 def means_of(one, table, target, outputs=1):
     """Return target_means of the columns of a frame of ids, with the rows 0 to 99 as the training rows."""
-    data = one.base.Data(None, np.array(target), None, outputs, np.arange(100), None, None, None)
+    data = rows_of(one.base, target=np.array(target), outputs=outputs, training=np.arange(100))
     sizes = [int(table[column].max()) + 1 for column in table]
     return one.model.target_means(table, [[0, 1]], sizes, data)
 
