@@ -229,7 +229,8 @@ def target_means(ids, pairs, sizes, data):
 
     Groups are pairs, and columns of more than 20 categories. No training row sees its own target:
     each fifth of them has the means of the other four. All other rows have the mean of those five,
-    in which a category of few rows is drawn to 0 as much. Above 100,000 training rows vectors learn
+    in which a category of few rows is drawn to 0 as much. Where the table has no numbers, the log
+    of each count stands beside them. Above 100,000 training rows vectors learn
     all of this better, and of more than 20 classes they would fill the memory: there are none.
     """
     groups = [(place,) for place, size in enumerate(sizes) if size > 21]
@@ -249,6 +250,9 @@ def target_means(ids, pairs, sizes, data):
         np.add.at(sums, (fold, codes), targets * weights)
         np.add.at(counts, (fold, codes), weights)
         outside = (sums.sum(axis=0) - sums) / (counts.sum(axis=0) - counts + SMOOTHING)
+        if not NUMERICAL_COLUMNS:  # measured: with numbers beside them, counts do not help
+            logs = np.log1p(counts.sum(axis=0) - counts) / 3
+            outside = np.concatenate([outside, logs], axis=2)
         table = pd.DataFrame(outside.mean(axis=0), index=known, dtype="float32")
         column = table.reindex(numbers, fill_value=0).to_numpy(copy=True)
         column[data.training] = outside[fold, codes]
@@ -288,7 +292,8 @@ def build_model(matrices, frames, pairs, data, recipe, validation_error):
         effects = pair_effects(inputs[0], pairs, [len(m) for m in matrices], data, unit)
     features = layers.concatenate(features)
     seen = np.ones((recipe.members, features.shape[1]), "float32")
-    seen[: recipe.members // 2, others:] = 0  # half of the members do without the means
+    if numbers.shape[1]:
+        seen[: recipe.members // 2, others:] = 0  # half of the members do without the means
     return keras.Model(inputs, base.dense_layers(features, data, recipe, effects, seen))
 
 
