@@ -33,6 +33,7 @@ import pandas as pd
 from keras import layers, ops
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.metrics import roc_curve
 from sklearn.preprocessing import TargetEncoder
 
 # --------------------------------------------------------------------------------------------------
@@ -75,24 +76,33 @@ def main():
         recipe = base.choose_recipe(len(data.training), EPOCHS, rows_to_see=3_000_000)
         frames = ids, numbers, means
         model = build_model(matrices, frames, pairs, data, recipe, run["validation_error"])
-        model, _ = base.train(model, vocabularies, inputs, data, recipe, LEARNING_RATE)
+        model, errors = base.train(model, vocabularies, inputs, data, recipe, LEARNING_RATE)
         if base.PROCESS:
             return  # of several processes the first one reports and saves
         predictions = base.predict_rows(model, inputs, data.test)
-        print("  waiting for gradient boosting, if it is not done")
+        if not boosting.ready():
+            print("  waiting for gradient boosting", flush=True)
         boosted = boosting.get()
 
-    report = {
-        "mean of the training rows": base.score(data, mean_prediction(data)),
-        "gradient boosting (scikit-learn)": base.score(data, boosted),
-        base.ALONE: run["test"][base.ALONE],
-        "embeddings + numerical columns": base.score(data, predictions),
-    }
-    print_report(report, len(data.test), run["unknown"])
-    save_model(folder, run, raw_model(model, vocabularies, groups, tables, data), report)
+    answers = {MEAN: mean_prediction(data), BOOSTING: boosted, FINAL: predictions}
+    figures = {name: base.score(data, answer) for name, answer in answers.items()}
+    report = {MEAN: figures[MEAN], BOOSTING: figures[BOOSTING], **run["test"],
+              FINAL: figures[FINAL]}
+    sentence = verdict(report, answers, data)
+    print_report(report, sentence, len(data.test), run["unknown"])
+    worth = column_worth(model, inputs, groups, tables, sizes, data)
+    print_worth(worth, figures[FINAL])
+    look = second_look(folder, report, sentence, answers, worth, errors, data)
+    save_model(folder, run, raw_model(model, vocabularies, groups, tables, data), report, look)
     if base.TASK != "regression":
         predicted = data.target_info["classes"][1 if base.TASK == "binary" else 0 :]
         print(f"  predict returns the probability of {', '.join(map(repr, predicted))}")
+
+
+# The models of the report
+MEAN = "mean of the training rows"
+BOOSTING = "gradient boosting (scikit-learn)"
+FINAL = "embeddings + numerical columns"
 
 
 # The vectors
@@ -375,18 +385,107 @@ def mean_prediction(data):
     return np.repeat([shares[1] if base.TASK == "binary" else shares], len(data.test), axis=0)
 
 
-def print_report(report, row_count, unknown):
-    """Print the figures of each model, the last one's name at the end."""
+def print_report(report, sentence, row_count, unknown):
+    """Print the figures of each model, the last one's name at the end, and what they say."""
     title = f"Test figures, {row_count:,} rows neither script trained on"
     names = next(iter(report.values()))
     print(f"{title:<58}", *(f"{name:>14}" for name in names), f"  ({base.TARGET_COLUMN})")
     for name, figures in report.items():
-        print(f"  {name:<56}", *(f"{figure:>14.4g}" for figure in figures.values()))
+        print(f"  {name:<56}", *(f"{base.written(figure):>14}" for figure in figures.values()))
+    print(f"  {sentence}")
     if base.WEIGHT_COLUMN:
         print(f"  each row counts {base.WEIGHT_COLUMN} times")
     for column in CATEGORICAL_COLUMNS:
         if unknown[column] >= 0.01:
             print(f"  {unknown[column]:.1%} of the cells of {column} are unknown categories there")
+
+
+def verdict(report, answers, data):
+    """Return in a sentence which of network and boosting is better, and whether it is chance."""
+    (first, ours), *others = report[FINAL].items()
+    theirs = report[BOOSTING][first]
+    if min(ours, theirs) >= report[MEAN][first]:
+        return "Nothing beats the mean: of the target, these columns say nothing that holds elsewhere."
+    losses = [base.losses(data, data.test, answers[name]) for name in (BOOSTING, FINAL)]
+    means = base.bootstrap(np.stack(losses, axis=1), data.weights[data.test])
+    share = np.mean(means[:, 1] < means[:, 0])
+    better, worse = (FINAL, BOOSTING) if ours < theirs else (BOOSTING, FINAL)
+    lower = 1 - min(ours, theirs) / max(ours, theirs)
+    sentence = f"The {first} of {better} is {lower:.1%} lower than that of {worse}"
+    sentence += "." if 0.025 > share or share > 0.975 else ", which may be chance in these rows."
+    for name, figure in others[:1]:
+        sign = 1 if name in ("RMSE", "MAE") else -1  # of R², AUC and accuracy more is better
+        if sign * (figure - report[BOOSTING][name]) * (ours - theirs) < 0:
+            why = {"RMSE": ": a few large errors weigh most", "MAE": ": large errors weigh less"}
+            sentence += f" By {name} it is the other way round{why.get(name, '')}."
+    return sentence
+
+
+def column_worth(model, inputs, groups, tables, sizes, data):
+    """Return how far the test error rises when a column is shuffled, the largest rise first.
+
+    On at most 5,000 test rows (permutation importance: Breiman 2001, Machine Learning 45).
+    """
+    rows = base.sample(data.test, 5000, base.SEED)
+    order = base.generator(base.SEED, "shuffle").permutation(len(rows))
+    frames = [frame.iloc[rows].reset_index(drop=True) for frame in inputs]
+    shuffled = [(i, column) for i, frame in enumerate(frames[:2]) for column in frame
+                if column in [*CATEGORICAL_COLUMNS, *NUMERICAL_COLUMNS]]
+    figures = []
+    for i, column in [(0, None), *shuffled]:
+        changed = [*frames]
+        if column is not None:
+            values = frames[i][column].to_numpy()[order]
+            changed[i] = frames[i].assign(**{column: values})
+            if i == 0 and groups:
+                changed[-1] = means_of_groups(changed[0], groups, tables, sizes)
+        answers = base.predict_rows(model, changed, np.arange(len(rows)))
+        error = np.average(base.losses(data, rows, answers), weights=data.weights[rows])
+        figures.append(next(iter(base.in_units(error, data.target_info).values())))
+    worth = [{"column": column, "figure": figure, "rise": figure - figures[0]}
+             for (_, column), figure in zip(shuffled, figures[1:])]
+    return sorted(worth, key=lambda each: -each["rise"])
+
+
+def print_worth(worth, figures):
+    """Print what each column is worth."""
+    print(f"What each column is worth: how far the {next(iter(figures))} rises when it is shuffled")
+    for each in worth:
+        print(f"  {each['column']:<56} {base.written(each['rise'], worth[0]['figure']):>14}")
+
+
+def second_look(folder, report, sentence, answers, worth, errors, data):
+    """Return what look.html shows after the second script."""
+    look, info = base.read_look(folder), data.target_info
+    losses = {name: base.losses(data, data.test, answer) for name, answer in answers.items()}
+    bounds = look.pop("intervals", {}) | base.intervals(losses, data)
+    training = base.describe_training("build_embed_model.py", errors, info)
+    look["training"] = [*look.get("training", [])[:1], training]
+    look["report"] = {"figures": report, "intervals": bounds, "verdict": sentence}
+    look["worth"], target, final = worth, data.target[data.test], answers[FINAL]
+    if base.TASK == "regression":
+        few = base.sample(np.arange(len(target)), 2000, base.SEED)
+        both = [base.rounded(base.to_units(values[few], info)) for values in (final, target)]
+        look["answers"] = dict(zip(["predicted", "actual"], both))
+        return look
+    chances = final if base.TASK == "binary" else final.max(axis=1)
+    true = target if base.TASK == "binary" else target == final.argmax(axis=1)
+    groups = np.array_split(np.argsort(chances), min(10, len(target)))
+    look["answers"] = {"roc": None, "calibration": [
+        [*base.rounded([chances[group].mean(), true[group].mean()]), len(group)]
+        for group in groups]}
+    if base.TASK == "binary" and len(np.unique(target)) == 2:
+        curve = np.stack(roc_curve(target, chances)[:2], axis=1)
+        few = np.linspace(0, len(curve) - 1, min(200, len(curve))).astype(int)
+        look["answers"]["roc"] = [base.rounded(point) for point in curve[few]]
+    return look
+
+
+def means_of_groups(ids, groups, tables, sizes):
+    """Return the target means that tables have for the rows of ids, 0 for what they do not know."""
+    numbers = number_groups(ids.to_numpy("int64"), groups, sizes)
+    means = [table.reindex(n, fill_value=0).to_numpy() for n, table in zip(numbers, tables)]
+    return pd.DataFrame(np.concatenate(means, axis=1))
 
 
 def raw_model(model, vocabularies, groups, tables, data):
@@ -436,8 +535,8 @@ INSIDE = "|".join(["column", "functional", "rescaling", r"\w+_lookup", "embeddin
 TAKEN = re.compile(rf".*\W.*|[\d_].*|({INSIDE})(_\d+)?", re.ASCII | re.DOTALL)
 
 
-def save_model(folder, run, model, report):
-    """Save the model and the report beside the vectors that it was trained on."""
+def save_model(folder, run, model, report, look):
+    """Save the model, the report and look.js beside the vectors that it was trained on."""
     if base.read_run(folder) != run:
         raise base.InputError(f"Another run has written to {folder}/ meanwhile: "
                               "run build_embed_model.py again.")
@@ -445,6 +544,7 @@ def save_model(folder, run, model, report):
     run = {**run, "test": report, "keras": keras.__version__, "inputs": names}
     with base.saving(folder, run) as new:
         model.save(new / MODEL_FILE)
+        base.write_look(new, look)
         run["model"] = hashlib.sha256((new / MODEL_FILE).read_bytes()).hexdigest()
     print(f"Saved {folder / MODEL_FILE}")
 

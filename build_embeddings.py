@@ -9,6 +9,7 @@ embedding layer: a matrix with one row for each category, trained like any other
     embeddings/<column>.csv    the vocabulary: the category of each row of the matrix,
                                and its count in the training rows
     embeddings/run.json        settings, checksums and test figures
+    embeddings/look.js         what embeddings/look.html, a page for any browser, shows of them
 
 build_embed_model.py loads these files, adds the numerical columns and trains again.
 On the flights in data/ the categories alone predict the air time with an RMSE of 9.5 minutes on
@@ -46,6 +47,8 @@ import numpy as np
 import pandas as pd
 from keras import layers, ops
 from sklearn import metrics
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
 
 # --------------------------------------------------------------------------------------------------
 # Edit this block for your own table.
@@ -87,7 +90,7 @@ def main():
     with stage(f"Training on {len(vocabularies)} categorical columns"):
         recipe = choose_recipe(len(data.training), EPOCHS, rows_to_see=900_000)
         model = build_model(vocabularies, data, recipe)
-        model, validation_error = train(model, vocabularies, [ids], data, recipe, LEARNING_RATE)
+        model, errors = train(model, vocabularies, [ids], data, recipe, LEARNING_RATE)
     if PROCESS:
         return  # where several machines train together, the first one reports and saves
 
@@ -96,10 +99,12 @@ def main():
     print("Test", describe(figures), TARGET_COLUMN)
     names = [f"embedding_{i}" for i in range(len(vocabularies))]  # as build_model calls them
     matrices = [model.get_layer(name).get_weights()[0] for name in names]
-    print_nearest(matrices, vocabularies)
+    columns = describe_columns(matrices, vocabularies, mean_targets(ids, vocabularies, data))
+    print_nearest(columns, TARGET_COLUMN)
     run = {"rows": data.fingerprints, "target": data.target_info, "unknown": unknown.to_dict(),
-           "validation_error": validation_error, "test": {ALONE: figures}}
-    save_embeddings(folder, matrices, vocabularies, run)
+           "validation_error": min(errors), "test": {ALONE: figures}}
+    look = first_look(data, columns, errors, predictions)
+    save_embeddings(folder, matrices, vocabularies, run, look)
 
 
 # Categories
@@ -278,7 +283,7 @@ def compile_model(model, recipe, row_count, learning_rate):
 
 
 def train(model, vocabularies, inputs, data, recipe, learning_rate):
-    """Return the model with the weights of the epoch that was best on the validation rows.
+    """Return the model with the weights of its best epoch, and each epoch's validation error.
 
     Where the learning rate stays, training stops when the last epochs, the recipe's patience, have
     not lowered the validation error by 0.2 %. inputs: frames with the ids of all rows and what else
@@ -303,8 +308,7 @@ def train(model, vocabularies, inputs, data, recipe, learning_rate):
         gained = min(errors[-late:]) < 0.998 * min(errors[:-late], default=np.inf)
         if not gained:
             break
-    best = min(errors)
-    return finished(model, weights, 1 + errors.index(best)), best
+    return finished(model, weights, 1 + int(np.argmin(errors))), errors
 
 
 def hidden_share(vocabulary):
@@ -476,7 +480,7 @@ def check_header(header, columns, file):
     if len(header) < 2:
         text = "".join(header)
         found = "semicolons" if ";" in text else "tabs" if "\t" in text else "none"
-        raise InputError(f"{file} is empty, or its header has no commas between names; found {found}.")
+        raise InputError(f"{file} is empty, or its header has no commas between names, but {found}.")
     folded = {name.casefold(): name for name in header}
     for column, setting in columns.items():
         if column not in header:
@@ -953,32 +957,59 @@ def finished(model, weights, epoch):
 # Figures
 
 
+def losses(data, rows, predictions):
+    """Return what each row adds to the error: its squared error, or its log loss in nats."""
+    target, predictions = data.target[rows], np.asarray(predictions, "float64")
+    if "classes" not in data.target_info:
+        return np.square(target - predictions)
+    if predictions.ndim == 1:
+        predictions = np.stack([1 - predictions, predictions], axis=1)
+    chances = predictions[np.arange(len(rows)), target] / predictions.sum(axis=1)
+    return -np.log(chances.clip(1e-15))
+
+
 def score(data, predictions):
     """Return the figures of a report by name, for the predictions on the test rows.
 
-    Regression: root mean squared error in the target's units, with LOG_TARGET that of log1p(target)
-    before it. Classes: mean log loss in nats, then the area under the ROC curve (binary, of rows of
-    both classes) or the share of right predictions.
+    Regression: root mean squared error, mean absolute error and R² in the target's units, with
+    LOG_TARGET the RMSE of log1p(target) before them. Classes: mean log loss, then the area under
+    the ROC curve (binary, of rows of both classes) or the share of right predictions.
     """
     target, weights, info = data.target[data.test], data.weights[data.test], data.target_info
-    predictions = np.asarray(predictions, "float64")
+    figures = in_units(np.average(losses(data, data.test, predictions), weights=weights), info)
     if "classes" not in info:
-        figures = in_units(np.average(np.square(target - predictions), weights=weights), info)
-        if info["log"]:
-            both = np.stack([target, predictions]) * info["std"] + info["mean"]
-            difference = np.subtract(*np.expm1(both))
-            figures["RMSE"] = float(np.average(np.square(difference), weights=weights) ** 0.5)
-        return figures
-    second = {}
-    if predictions.ndim == 2:
+        both = to_units(target, info), to_units(predictions, info)
+        for name, metric in REGRESSION_METRICS.items():
+            figures[name] = float(metric(*both, sample_weight=weights))
+    elif np.ndim(predictions) == 2:
         right = target == predictions.argmax(axis=1)
-        second["accuracy"] = float(np.average(right, weights=weights))
-        predictions = predictions / predictions.sum(axis=1, keepdims=True)  # exactly 1 in float64
+        figures["accuracy"] = float(np.average(right, weights=weights))
     elif len(np.unique(target)) == 2:
-        second["AUC"] = metrics.roc_auc_score(target, predictions, sample_weight=weights)
-    labels = range(len(info["classes"]))
-    loss = metrics.log_loss(target, predictions, labels=labels, sample_weight=weights)
-    return {"log loss": loss, **second}
+        figures["AUC"] = float(metrics.roc_auc_score(target, predictions, sample_weight=weights))
+    return figures
+
+
+REGRESSION_METRICS = {"RMSE": metrics.root_mean_squared_error, "MAE": metrics.mean_absolute_error,
+                      "R²": metrics.r2_score}
+
+
+def to_units(values, target_info):
+    """Return values of a regression, as the network learns them, in the target's units."""
+    units = np.asarray(values, "float64") * target_info["std"] + target_info["mean"]
+    return np.expm1(units) if target_info["log"] else units
+
+
+def bootstrap(losses, weights):
+    """Return 1,000 means of each column of losses (rows, columns), as other rows might give them.
+
+    All columns have the same rows each time, so that their differences are those of pairs. Of more
+    than 1,000 rows, blocks of them are drawn (Efron 1979, Annals of Statistics 7).
+    """
+    starts = np.linspace(0, len(losses), min(len(losses), 1000), endpoint=False).astype(int)
+    sums = np.add.reduceat(losses * weights[:, None], starts)
+    counts = np.random.default_rng(0).multinomial(
+        len(starts), np.full(len(starts), 1 / len(starts)), size=1000)
+    return (counts @ sums) / (counts @ np.add.reduceat(weights, starts))[:, None]
 
 
 def in_units(error, target_info):
@@ -989,28 +1020,38 @@ def in_units(error, target_info):
     return {name: float(error**0.5 * target_info["std"])}
 
 
+def written(figure, like=None):
+    """Return a figure with as many decimals as give four digits, also of another: 12,660, 0.1043."""
+    like = abs(figure if like is None else like)
+    digits = 3 - int(np.floor(np.log10(like))) if like and np.isfinite(like) else 0
+    return f"{figure:,.{min(max(digits, 0), 8)}f}"
+
+
 def describe(figures):
     """Return figures in words."""
-    return ", ".join(f"{name} {figure:.4g}" for name, figure in figures.items())
+    return ", ".join(f"{name} {written(figure)}" for name, figure in figures.items())
 
 
 def progress(most, target_info):
-    """Return a function that shows how training goes, in a line every three seconds.
+    """Return a function that shows how training goes, in a line every few seconds.
 
-    most: the number of epochs if every cycle pays.
+    most: the number of epochs if every one pays.
     """
-    begin, due, first = time.perf_counter(), 0, 0
+    begin, due, first, best = time.perf_counter(), 0, 0, np.inf
 
     def show(epoch, error):
-        nonlocal due, first
+        nonlocal due, first, best
         seconds = time.perf_counter() - begin
         first = first or seconds  # the first epoch, which compiles, says nothing of the others
+        best = min(best, error)
         if seconds > due or epoch == most:
-            due = seconds + 3
+            due = seconds + max(3, seconds / 10)  # a few dozen lines at most
+            (name, now), = in_units(error, target_info).items()
+            (_, least), = in_units(best, target_info).items()
             left = (seconds - first) / max(1, epoch - 1) * (most - epoch)
             left = f", at most {left:.0f} s left" if epoch > 1 else ""
-            error = describe(in_units(error, target_info))
-            print(f"  epoch {epoch:<3} validation {error}  {seconds:.1f} s{left}", flush=True)
+            print(f"  epoch {epoch:<3} validation {name} {written(now)} (best {written(least)})  "
+                  f"{seconds:.1f} s{left}", flush=True)
 
     return show
 
@@ -1038,25 +1079,107 @@ def print_sizes(vocabularies, unknown):
                   "write them alike if they mean the same")
 
 
-def print_nearest(matrices, vocabularies):
-    """Print the nearest categories of the three most frequent ones of each column."""
-    print("Nearest categories (cosine similarity; '?': fewer than 20 training rows)")
-    width = max(map(len, vocabularies))
-    for weights, (column, vocabulary) in zip(matrices, vocabularies.items()):
-        if len(vocabulary) <= 10:
+def mean_targets(ids, vocabularies, data):
+    """Return for each column the mean target of each category's training rows, NaN where none.
+
+    In the target's units; of two classes the share of the second; None of more than two.
+    """
+    info, rows = data.target_info, data.training
+    if data.outputs > 1:
+        return [None] * len(vocabularies)
+    target = data.target[rows] if "classes" in info else to_units(data.target[rows], info)
+    means = []
+    for column, vocabulary in vocabularies.items():
+        numbers, size = ids[column].iloc[rows], len(vocabulary)
+        counts = np.bincount(numbers, data.weights[rows], size)
+        sums = np.bincount(numbers, target * data.weights[rows], size)
+        means.append(np.divide(sums, counts, np.full(size, np.nan), where=counts > 0))
+    return means
+
+
+def describe_columns(matrices, vocabularies, means):
+    """Return what look.html shows of each column: a dict of its 1,000 most frequent categories.
+
+    x, y: a place for each on a map; share: how much of the vectors' variance two directions hold,
+    line: how much one does; near: the nearest five by distance, those of 20 rows or more first.
+    Distance, not the angle: on the flights, airports that are near by distance differ by 12 minutes
+    of air time, by angle 20, as the length of a vector says something as well.
+    """
+    columns = []
+    for weights, (name, vocabulary), of_column in zip(matrices, vocabularies.items(), means):
+        vectors, counts = weights[1:1001], vocabulary["count"][1:1001].to_numpy()
+        places, share, layout = lay_out(vectors)
+        known = None if of_column is None else of_column[1:1001]
+        if known is not None and np.corrcoef(places[:, 0], known)[0, 1] < 0:
+            places[:, 0] *= -1  # to the right is higher
+        near = []
+        for begin in range(0, len(vectors), 100):
+            rows = np.arange(begin, min(begin + 100, len(vectors)))
+            distances = metrics.pairwise.euclidean_distances(vectors[rows], vectors)
+            distances[np.arange(len(rows)), rows] = np.inf  # itself
+            few = np.broadcast_to(counts < 20, distances.shape)
+            near += np.lexsort([distances, few])[:, : min(5, len(vectors) - 1)].tolist()
+        columns.append({
+            "name": name, "dimensions": weights.shape[1], "cardinality": len(vocabulary) - 1,
+            "layout": layout, "share": float(share.sum()), "line": float(share[0]),
+            "categories": vocabulary["category"][1:1001].tolist(), "counts": counts.tolist(),
+            "means": None if known is None else rounded(known), "near": near,
+            "x": rounded(places[:, 0]), "y": rounded(places[:, 1])})
+    return columns
+
+
+def rounded(values):
+    """Return values for JSON, of five digits, None in place of NaN."""
+    return [float(f"{value:.5g}") if np.isfinite(value) else None for value in values]
+
+
+def lay_out(vectors):
+    """Return places (categories, 2), the share of the variance of two directions, and the method.
+
+    Principal components where the first two hold most of the variance, else t-SNE (van der Maaten
+    and Hinton 2008).
+    """
+    if len(vectors) < 3:
+        return vectors[:, :2].astype("float64"), np.array([1.0, 0.0]), "principal components"
+    components = PCA(2, random_state=SEED).fit(vectors)
+    share = np.nan_to_num(components.explained_variance_ratio_)
+    if share.sum() > 0.6 or len(vectors) < 30:
+        return components.transform(vectors).astype("float64"), share, "principal components"
+    places = TSNE(init="pca", random_state=SEED).fit_transform(vectors)
+    return places.astype("float64"), share, "t-SNE"
+
+
+def print_nearest(columns, target_column):
+    """Print what is nearest to the three most frequent categories of each column.
+
+    Where vectors lie along one line, their order is all there is to say.
+    """
+    print(f"Nearest categories (in brackets: rows, mean {target_column}; '?': fewer than 20 rows)")
+    width = max(len(column["name"]) for column in columns)
+    for column in columns:
+        counts, means = column["counts"], column["means"]
+        if len(counts) <= 10:
             continue
-        few = vocabulary["count"] < 20
-        names = vocabulary["category"].map(label) + np.where(few, "?", "")
-        for row, near in enumerate(metrics.pairwise.cosine_similarity(weights[1:4], weights), 1):
-            order = np.lexsort((-near, few))[:6]  # those with enough rows first
-            found = [f"{names[i]} {near[i]:.2f}" for i in order if i not in (0, row)]
-            rows = f"{names[row]} ({vocabulary['count'][row]:,} rows)"
-            print(f"  {column if row == 1 else '':<{width}}  {rows}: {', '.join(found[:4])}")
+
+        def show(i):
+            mean = f" {written(means[i])}" if means else ""
+            return f"{label(column['categories'][i])}{'?' if counts[i] < 20 else ''}{mean}"
+
+        if column["line"] > 0.9:
+            order = sorted(range(min(len(counts), 20)), key=lambda i: column["x"][i])
+            ends = [*map(show, order[:3]), "...", *map(show, order[-3:])]
+            print(f"  {column['name']:<{width}}  one line, low to high: {', '.join(ends)}")
+            continue
+        for i in range(3):
+            near = ", ".join(map(show, column["near"][i][:4]))
+            name = column["name"] if i == 0 else ""
+            print(f"  {name:<{width}}  {show(i)} ({counts[i]:,} rows): {near}")
 
 
 def label(category):
-    """Return a category as it is shown on one line: white space folded, at most 40 characters."""
-    return " ".join(category.split())[:40] or "(empty)"
+    """Return a category as it is shown on one line: white space folded, cut in the middle."""
+    text = " ".join(category.split()) or "(empty)"
+    return text if len(text) <= 40 else f"{text[:20]}…{text[-19:]}"
 
 
 # Files
@@ -1155,8 +1278,8 @@ def read_run(folder):
     return run
 
 
-def save_embeddings(folder, matrices, vocabularies, run):
-    """Save each column's matrix and vocabulary, and in run.json what run says of them."""
+def save_embeddings(folder, matrices, vocabularies, run, look):
+    """Save each column's matrix and vocabulary, in run.json what run says of them, and look.js."""
     stems = file_stems(vocabularies)
     run["columns"] = {}
     with saving(folder, run) as new:
@@ -1166,24 +1289,62 @@ def save_embeddings(folder, matrices, vocabularies, run):
             vocabulary.to_csv(f"{file}.csv", index=False, quoting=csv.QUOTE_NONNUMERIC)
             bound = fingerprint_embedding(weights, vocabulary)
             run["columns"][column] = {"file": file.name, "fingerprint": bound}
-        write_projector(new, matrices, vocabularies, stems)
+        write_look(new, look)
     print("Saved")
     for weights, stem in zip(matrices, stems.values()):
         print(f"  {folder / stem}.npy {weights.shape} and .csv")
+    print(f"  {folder / 'look.html'} shows them: open it in a browser")
 
 
-def write_projector(folder, matrices, vocabularies, stems):
-    """Write what TensorBoard's Embedding Projector shows of each column: 10,000 rows at most."""
-    config = ""
-    for weights, (column, vocabulary) in zip(matrices, vocabularies.items()):
-        vectors, labels = f"{stems[column]}.vectors.tsv", f"{stems[column]}.labels.tsv"
-        np.savetxt(folder / vectors, weights[:10_000], "%.5g", delimiter="\t")
-        shown = vocabulary[:10_000].assign(category=vocabulary["category"][:10_000].map(label))
-        shown.to_csv(folder / labels, sep="\t", index=False, quoting=csv.QUOTE_NONE)
-        name = json.dumps(column, ensure_ascii=False)
-        config += f'embeddings {{\n  tensor_name: {name}\n  tensor_path: "{vectors}"\n'
-        config += f'  metadata_path: "{labels}"\n}}\n'
-    (folder / "projector_config.pbtxt").write_text(config, encoding="utf-8")
+# The page
+
+LOOK = "window.run = "  # how look.js begins: a page opened from disk may load a script, no JSON
+
+
+def first_look(data, columns, errors, predictions):
+    """Return what look.html shows after the first script."""
+    info, colour = data.target_info, None
+    if data.outputs == 1:
+        second = repr(info["classes"][1]) if "classes" in info else ""
+        colour = f"share of {second}" if second else f"mean {TARGET_COLUMN}"
+    sizes = [len(rows) for rows in (data.training, data.validation, data.test)]
+    alone = intervals({ALONE: losses(data, data.test, predictions)}, data)
+    training = [describe_training("build_embeddings.py", errors, info)]
+    return {"task": TASK, "target": TARGET_COLUMN, "rows": sizes, "colour": colour,
+            "columns": columns, "training": training, "intervals": alone}
+
+
+def describe_training(script, errors, target_info):
+    """Return the curve of a training, in the target's units."""
+    shown = [in_units(error, target_info) for error in errors]
+    figures = rounded(next(iter(figure.values())) for figure in shown)
+    return {"script": script, "figure": next(iter(shown[0])), "errors": figures,
+            "kept": 1 + int(np.argmin(errors))}
+
+
+def intervals(losses, data):
+    """Return the 95 % interval of the first figure of each model, {name: losses on test rows}."""
+    means = bootstrap(np.stack([*losses.values()], axis=1), data.weights[data.test])
+    bounds = np.quantile(means, [0.025, 0.975], axis=0).T
+    return {name: rounded(next(iter(in_units(end, data.target_info).values())) for end in ends)
+            for name, ends in zip(losses, bounds)}
+
+
+def write_look(folder, look):
+    """Write what look.html shows, and the page itself where it is not there yet."""
+    text = json.dumps(look, ensure_ascii=True, allow_nan=False).replace("</", "<\\/")
+    (folder / "look.js").write_text(f"{LOOK}{text};\n", encoding="utf-8")
+    page = Path(__file__).parent / "embeddings" / "look.html"
+    if page.exists() and not (folder.parent / "look.html").exists():
+        shutil.copy(page, folder)
+
+
+def read_look(folder):
+    """Return what write_look wrote; nothing where it is damaged, for it can be made again."""
+    try:
+        return json.loads((folder / "look.js").read_text(encoding="utf-8")[len(LOOK) : -2])
+    except (OSError, ValueError):
+        return {}
 
 
 # Messages

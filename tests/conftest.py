@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import functools
+import itertools
 import os
 import re
 import sys
@@ -142,8 +143,9 @@ class Pair:
 def report(printed):
     """Return the figures of the report that build_embed_model.py printed: {name: [figures]}."""
     lines = printed[printed.index("neither script trained on") :].splitlines()[1:]
-    rows = (re.fullmatch(r"  (\S.*?)\s{2,}([-\d.e+\snaif]+)", line) for line in lines)
-    return {row[1]: [float(figure) for figure in row[2].split()] for row in rows if row}
+    lines = itertools.takewhile(lambda line: not line.startswith(("  The ", "  Nothing ")), lines)  # the verdict
+    rows = (re.fullmatch(r"  (\S.*?)\s{2,}([-\d.,e+\snaif]+)", line) for line in lines)
+    return {row[1]: [float(figure.replace(",", "")) for figure in row[2].split()] for row in rows if row}
 
 
 @pytest.fixture

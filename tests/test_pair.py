@@ -1,6 +1,7 @@
 """The two scripts as a pair: what they save is what they trained, and no test row has a part in it."""
 
 import csv
+import json
 import os
 import re
 import subprocess
@@ -12,7 +13,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, made_up, report
+from conftest import ROOT, made_up, report, rows_of
 from forward import forward
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import RidgeCV
@@ -84,7 +85,8 @@ def test_the_reports_figures_are_those_of_predict_on_the_test_rows(pair, capsys,
     printed = report(capsys.readouterr().out)["embeddings + numerical columns"]
     answers, y = one.predict(table[test]), table["y"][test].to_numpy()
     if task in ("regression", "log"):
-        figures = [np.sqrt(np.mean((answers - y) ** 2))]
+        errors = answers - y
+        figures = [np.sqrt(np.mean(errors**2)), np.mean(np.abs(errors)), 1 - np.mean(errors**2) / np.var(y)]
         if task == "log":
             figures.insert(0, np.sqrt(np.mean((np.log1p(answers) - np.log1p(y)) ** 2)))
     else:
@@ -147,7 +149,8 @@ def fitted(one):
         things = {f"model: {name}": archive.read(name) for name in archive.namelist() if name.startswith(("config", "assets"))}
     things["model: config.json"] = re.sub(rb'"shared_object_id": \d+', b"", things["model: config.json"])  # an address
     things |= {f"weight {i}": weight.tobytes() for i, weight in enumerate(model.get_weights())}
-    return things | {name: content for name, content in one.saved().items() if name.endswith((".npy", ".csv", ".tsv"))}
+    things["page"] = json.dumps(one.base.read_look(one.embeddings)["columns"]).encode()
+    return things | {name: content for name, content in one.saved().items() if name.endswith((".npy", ".csv"))}
 
 
 def with_test_rows_rewritten(table, test):
@@ -313,16 +316,107 @@ def test_any_column_name_has_files_of_its_own_inside_the_folder(pair):
     assert len(one.embed(table)) == 60
 
 
+def columns_of(base, vectors, counts, means=None):
+    """Return what describe_columns says of one column of categories a, b, c ..."""
+    names = [chr(97 + i) if i < 26 else f"z{i}" for i in range(len(vectors))]
+    vocabulary = pd.DataFrame({"category": ["<unknown>", *names], "count": [0, *counts]})
+    weights = np.vstack([np.zeros_like(vectors[:1]), vectors])
+    (column,) = base.describe_columns([weights], {"column": vocabulary}, [means if means is None else np.array([np.nan, *means])])
+    return column
+
+
 def test_the_nearest_categories_are_named_first_if_they_have_enough_rows(pair, capsys):
-    vocabulary = pd.DataFrame({"category": ["<unknown>", *"abcdefghij"], "count": [0, 90, 80, 70, 60, 50, 19, 3, 2, 2, 2]})
-    angles = np.array([0.0, 0.0, 0.5, 0.2, 0.4, 0.3, 0.1, 0.05, 3, 3, 3])  # of the vectors: f and g are the nearest to a, of few rows
-    weights = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    pair(made_up()).base.print_nearest([weights], {"column": vocabulary})
+    base = pair(made_up()).base
+    angles = np.arange(11) * 0.5  # a ring; of few rows are b and k, which are the nearest to a
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1) * 3
+    counts, means = [90, 19, *[80] * 8, 3], np.arange(11.0) * 100
+    column = columns_of(base, vectors, counts, means)
+    distances = np.linalg.norm(vectors[:, None] - vectors, axis=2) + 100 * np.eye(11)
+    for i, near in enumerate(column["near"]):
+        enough = [k for k in np.argsort(distances[i], kind="stable") if counts[k] >= 20 and k != i]
+        np.testing.assert_allclose(distances[i][near], distances[i][enough[:5]], rtol=1e-5)
+    base.print_nearest([column], "y")
     lines = capsys.readouterr().out.splitlines()[1:]
-    assert lines[0] == f"  column  a (90 rows): c {np.cos(0.2):.2f}, e {np.cos(0.3):.2f}, d {np.cos(0.4):.2f}, b {np.cos(0.5):.2f}"
-    vocabulary["count"] = [0, 90, 80, 70, 9, 8, 7, 6, 2, 2, 2]
-    pair(made_up()).base.print_nearest([weights], {"column": vocabulary})
-    assert capsys.readouterr().out.splitlines()[1].endswith(f": c {np.cos(0.2):.2f}, b {np.cos(0.5):.2f}, g? 1.00, f? {np.cos(0.1):.2f}")
+    assert re.match(r"  column  a 0 \(90 rows\): c 200\.0, d 300\.0, j 900\.0", lines[0]) and "b?" not in lines[0]
+    base.print_nearest([columns_of(base, vectors, [90, 80, *[5] * 9], means)], "y")
+    assert "a 0 (90 rows): b 100.0, c? 200.0" in capsys.readouterr().out
+
+
+def test_vectors_along_one_line_are_printed_in_their_order(pair, capsys):
+    base, random = pair(made_up()).base, np.random.default_rng(0)
+    place = random.permutation(14.0 * np.arange(14))
+    vectors = place[:, None] * [-1.0, 2.0, 1.0] + random.normal(scale=0.5, size=(14, 3))
+    column = columns_of(base, vectors, [50] * 14, means=place)
+    assert column["line"] > 0.9 and np.corrcoef(column["x"], place)[0, 1] > 0.99
+    base.print_nearest([column], "y")
+    order = [chr(97 + i) for i in np.argsort(place)]
+    said = capsys.readouterr().out
+    assert re.findall(r"\b([a-n])\b [\d.]+", said.split("low to high: ")[1]) == [*order[:3], *order[-3:]]
+
+
+def test_the_map_says_how_it_was_laid_out(pair):
+    """Two planted factors are principal components, ten are not; one, two or three categories have places as well."""
+    base, random = pair(made_up()).base, np.random.default_rng(0)
+    plane = random.normal(size=(60, 2)) @ random.normal(size=(2, 12))
+    column = columns_of(base, plane, [50] * 60)
+    assert column["layout"] == "principal components" and column["share"] == pytest.approx(1, abs=1e-4)
+    there = np.column_stack([column["x"], column["y"]])
+    apart = [np.linalg.norm(points[:, None] - points, axis=2) for points in (plane, there)]
+    np.testing.assert_allclose(*apart, atol=1e-2)
+    many = columns_of(base, random.normal(size=(60, 12)), [50] * 60)
+    assert many["layout"] == "t-SNE" and many["share"] < 0.6 and many["means"] is None
+    for count in (1, 2, 3):
+        few = columns_of(base, random.normal(size=(count, 4)), [50] * count, means=np.arange(count))
+        assert len(few["x"]) == count and np.isfinite([few["x"], few["y"]]).all() and all(len(n) == count - 1 for n in few["near"])
+
+
+def test_means_of_categories_are_those_of_their_training_rows(pair):
+    for task in ("regression", "log", "binary"):
+        table, settings = of_task(task)
+        one = pair(table, settings)
+        one.run_base()
+        train = table[one.base.split_rows(len(table)) == one.base.TRAINING]
+        y = train["y"] if task != "binary" else train["y"] == sorted(set(train["y"]))[1]
+        column = one.base.read_look(one.embeddings)["columns"][0]
+        np.testing.assert_allclose(column["means"], y.groupby(train["c"]).mean()[column["categories"]], rtol=1e-3)
+
+
+def test_what_a_column_is_worth_is_seen(pair, capsys):
+    """c moves the target three times as much as x does, d not at all; against shuffled columns of predict."""
+    one = pair(made_up(2000), {"EPOCHS": 3}, {"EPOCHS": 6}).run()
+    worth = {each["column"]: each for each in one.base.read_look(one.embeddings)["worth"]}
+    assert list(worth) == ["c", "x", "d"] and abs(worth["d"]["rise"]) < 0.05 * worth["x"]["rise"]
+    test = one.table[one.test_rows()]
+    def error(frame):
+        return np.sqrt(np.mean((one.predict(frame) - test["y"]) ** 2))
+
+    random = np.random.default_rng(1)
+    for column in ("c", "x"):
+        shuffled = error(test.assign(**{column: random.permutation(test[column])}))
+        assert worth[column]["figure"] == pytest.approx(shuffled, rel=0.15)
+        assert worth[column]["figure"] - worth[column]["rise"] == pytest.approx(error(test), rel=1e-2)
+
+
+def test_the_verdict_tells_chance_from_a_difference(pair):
+    one = pair(made_up())
+    random, model = np.random.default_rng(0), one.model
+    target = random.normal(size=1000).astype("float32")
+    data = rows_of(one.base, target=target, training=[], test=np.arange(1000), target_info={"mean": 0, "std": 1, "log": False})
+
+    def said(ours, theirs):
+        answers = {model.MEAN: np.zeros(1000), model.BOOSTING: target + theirs, model.FINAL: target + ours}
+        report = {name: one.base.score(data, answer) for name, answer in answers.items()}
+        return model.verdict(report, answers, data)
+
+    noise = random.normal(scale=0.1, size=1000)
+    assert re.fullmatch(r"The RMSE of embeddings .* is 20.0% lower than that of gradient .*\)\.", said(0.8 * noise, noise))
+    assert re.match(r"The RMSE of gradient .* is 9.1% lower than that of embeddings", said(1.1 * noise, noise))
+    other = random.normal(scale=0.1, size=1000)
+    assert "chance" in said(noise, 1.001 * other * noise.std() / other.std())
+    spikes = np.where(np.arange(1000) < 5, 1.5, 0.0)  # few large errors: worse by RMSE, better by MAE
+    sentence = said(0.5 * noise + spikes, noise)
+    assert "By MAE it is the other way round" in sentence
+    assert said(3 + noise, 3 + noise).startswith("Nothing beats the mean")
 
 
 def test_columns_may_be_called_as_keras_calls_its_operations(pair):
@@ -446,7 +540,7 @@ def test_another_backend_trains_and_tensorflow_predicts(pair, backend):
     one = pair(made_up(), {"EPOCHS": 3}, {"EPOCHS": 3})
     printed = report(processes(one, KERAS_BACKEND=backend))["embeddings + numerical columns"]
     test = one.test_rows()
-    assert printed == [pytest.approx(np.sqrt(np.mean((one.predict(one.table) - one.table["y"])[test] ** 2)), rel=2e-3)]
+    assert printed[0] == pytest.approx(np.sqrt(np.mean((one.predict(one.table) - one.table["y"])[test] ** 2)), rel=2e-3)
 
 
 def test_two_devices_learn_what_one_does(pair):
