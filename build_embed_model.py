@@ -405,7 +405,7 @@ def verdict(report, answers, data):
     (first, ours), *others = report[FINAL].items()
     theirs = report[BOOSTING][first]
     if min(ours, theirs) >= report[MEAN][first]:
-        return "Nothing beats the mean: of the target, these columns say nothing that holds elsewhere."
+        return "Nothing beats the mean: these columns say nothing that holds for other rows."
     losses = [base.losses(data, data.test, answers[name]) for name in (BOOSTING, FINAL)]
     means = base.bootstrap(np.stack(losses, axis=1), data.weights[data.test])
     share = np.mean(means[:, 1] < means[:, 0])

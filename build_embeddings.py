@@ -480,7 +480,7 @@ def check_header(header, columns, file):
     if len(header) < 2:
         text = "".join(header)
         found = "semicolons" if ";" in text else "tabs" if "\t" in text else "none"
-        raise InputError(f"{file} is empty, or its header has no commas between names, but {found}.")
+        raise InputError(f"{file} is empty, or its header has no commas between its names: {found}.")
     folded = {name.casefold(): name for name in header}
     for column, setting in columns.items():
         if column not in header:
@@ -1021,7 +1021,7 @@ def in_units(error, target_info):
 
 
 def written(figure, like=None):
-    """Return a figure with as many decimals as give four digits, also of another: 12,660, 0.1043."""
+    """Return a figure with the decimals that give it, or another, four digits: 12,660, 0.1043."""
     like = abs(figure if like is None else like)
     digits = 3 - int(np.floor(np.log10(like))) if like and np.isfinite(like) else 0
     return f"{figure:,.{min(max(digits, 0), 8)}f}"
@@ -1116,9 +1116,9 @@ def describe_columns(matrices, vocabularies, means):
         for begin in range(0, len(vectors), 100):
             rows = np.arange(begin, min(begin + 100, len(vectors)))
             distances = metrics.pairwise.euclidean_distances(vectors[rows], vectors)
-            distances[np.arange(len(rows)), rows] = np.inf  # itself
-            few = np.broadcast_to(counts < 20, distances.shape)
-            near += np.lexsort([distances, few])[:, : min(5, len(vectors) - 1)].tolist()
+            last = np.tile((counts < 20) * 1, (len(rows), 1))
+            last[np.arange(len(rows)), rows] = 2  # itself
+            near += np.lexsort([distances, last])[:, : min(5, len(vectors) - 1)].tolist()
         columns.append({
             "name": name, "dimensions": weights.shape[1], "cardinality": len(vocabulary) - 1,
             "layout": layout, "share": float(share.sum()), "line": float(share[0]),
