@@ -479,8 +479,8 @@ def check_header(header, columns, file):
     """Raise InputError where one of the columns, {name: its setting}, is not once in a header."""
     if len(header) < 2:
         text = "".join(header)
-        found = "semicolons" if ";" in text else "tabs" if "\t" in text else "none"
-        raise InputError(f"{file} is empty, or its header has no commas between its names: {found}.")
+        found = "semicolons" if ";" in text else "tabs" if "\t" in text else "one name"
+        raise InputError(f"{file} is empty, or its header lacks commas between names; found {found}.")
     folded = {name.casefold(): name for name in header}
     for column, setting in columns.items():
         if column not in header:
