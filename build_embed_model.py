@@ -388,10 +388,12 @@ def mean_prediction(data):
 def print_report(report, sentence, row_count, unknown):
     """Print the figures of each model, the last one's name at the end, and what they say."""
     title = f"Test figures, {row_count:,} rows neither script trained on"
-    names = next(iter(report.values()))
-    print(f"{title:<58}", *(f"{name:>14}" for name in names), f"  ({base.TARGET_COLUMN})")
-    for name, figures in report.items():
-        print(f"  {name:<56}", *(f"{base.written(figure):>14}" for figure in figures.values()))
+    table = pd.DataFrame(report)
+    print(f"{title:<58}", *(f"{name:>14}" for name in table.index), f"  ({base.TARGET_COLUMN})")
+    typical = table.abs().median(axis=1)
+    for name in table:
+        figures = map(base.written, table[name], typical)
+        print(f"  {name:<56}", *(f"{figure:>14}" for figure in figures))
     print(f"  {sentence}")
     if base.WEIGHT_COLUMN:
         print(f"  each row counts {base.WEIGHT_COLUMN} times")
@@ -449,9 +451,10 @@ def column_worth(model, inputs, groups, tables, sizes, data):
 
 def print_worth(worth, figures):
     """Print what each column is worth."""
-    print(f"What each column is worth: how far the {next(iter(figures))} rises when it is shuffled")
+    name, own = next(iter(figures.items()))
+    print(f"What each column is worth: how far the {name} rises when it is shuffled")
     for each in worth:
-        print(f"  {each['column']:<56} {base.written(each['rise'], worth[0]['figure']):>14}")
+        print(f"  {each['column']:<56} {base.written(each['rise'], own):>14}")
 
 
 def second_look(folder, report, sentence, answers, worth, errors, data):

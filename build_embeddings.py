@@ -480,7 +480,8 @@ def check_header(header, columns, file):
     if len(header) < 2:
         text = "".join(header)
         found = "semicolons" if ";" in text else "tabs" if "\t" in text else "one name"
-        raise InputError(f"{file} is empty, or its header lacks commas between names; found {found}.")
+        raise InputError(f"{file} is empty, or its header has no commas between names "
+                         f"(found: {found}).")
     folded = {name.casefold(): name for name in header}
     for column, setting in columns.items():
         if column not in header:
@@ -599,7 +600,11 @@ def read_table(data_file, text_columns, number_columns, target_column):
     for column, code in codes.items():
         categories = pd.Index(list(code), dtype=object)
         texts[column] = pd.Categorical.from_codes(np.concatenate(texts[column]), categories)
-    return texts, {column: np.concatenate(chunks) for column, chunks in numbers.items()}
+    for column, chunks in numbers.items():
+        whole = np.concatenate(chunks)
+        exact = column == target_column or is_too_exact(whole)
+        numbers[column] = whole if exact else whole.astype("float32", copy=False)
+    return texts, numbers
 
 
 def is_too_exact(numbers):
