@@ -389,41 +389,31 @@ def is_whole(value, least=1):
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def is_positive(value):
-    return isinstance(value, (int, float)) and value > 0
-
-
-def or_none(is_right):
-    return lambda value: value is None or is_right(value)
-
-
-# What each setting must be, in words and as a test
-RULES = {
-    "DATA_FILE": ("a file's name", is_name),
-    "TARGET_COLUMN": ("the name of one column", is_name),
-    "TASK": ("'regression', 'binary' or 'multiclass'",
-             ["regression", "binary", "multiclass"].__contains__),
-    "LOG_TARGET": ("True or False", [True, False].__contains__),
-    "CATEGORICAL_COLUMNS": ('a list of names, not empty, as in ["dest", "month"]',
-                            lambda value: is_list(value) and value),
-    "NUMERICAL_COLUMNS": ("a list of names, [] for none", is_list),
-    "SPLIT_COLUMN": ("None or the name of one column", or_none(is_name)),
-    "WEIGHT_COLUMN": ("None or the name of one column", or_none(is_name)),
-    "MAX_EMBEDDING_DIM": ("a whole number, 1 or more", is_whole),
-    "EMBEDDINGS_DIR": ("a folder's name", is_name),
-    "EPOCHS": ("None or a whole number, 1 or more", or_none(is_whole)),
-    "BATCH_SIZE": ("None or a whole number, 1 or more", or_none(is_whole)),
-    "LEARNING_RATE": ("a number above 0", is_positive),
-    "SEED": ("a whole number, 0 or more", lambda value: is_whole(value, least=0)),
-    "TRAIN_EMBEDDINGS": ("True or False", [True, False].__contains__),
-}
+# Settings, what each must be, and whether it is
+RULES = [
+    ("DATA_FILE TARGET_COLUMN EMBEDDINGS_DIR", "one name in quotes", is_name),
+    ("SPLIT_COLUMN WEIGHT_COLUMN", "None or one name in quotes",
+     lambda value: value is None or is_name(value)),
+    ("CATEGORICAL_COLUMNS", 'a list of names, not empty, as in ["dest", "month"]',
+     lambda value: is_list(value) and value),
+    ("NUMERICAL_COLUMNS", "a list of names, [] for none", is_list),
+    ("TASK", "'regression', 'binary' or 'multiclass'", lambda value: value in list(LOSSES)),
+    ("LOG_TARGET TRAIN_EMBEDDINGS", "True or False", lambda value: isinstance(value, bool)),
+    ("MAX_EMBEDDING_DIM", "a whole number, 1 or more", is_whole),
+    ("EPOCHS BATCH_SIZE", "None or a whole number, 1 or more",
+     lambda value: value is None or is_whole(value)),
+    ("LEARNING_RATE", "a number above 0",
+     lambda value: isinstance(value, (int, float)) and value > 0),
+    ("SEED", "a whole number, 0 or more", lambda value: is_whole(value, least=0)),
+]
 
 
 def check_settings(settings):
     """Raise InputError where a setting of a script's edit block is not what it must be."""
-    for name, (wanted, is_right) in RULES.items():
-        if name in settings and not is_right(settings[name]):
-            raise InputError(f"{name} is {settings[name]!r}; it must be {wanted}.")
+    for names, wanted, is_right in RULES:
+        for name in names.split():
+            if name in settings and not is_right(settings[name]):
+                raise InputError(f"{name} is {settings[name]!r}; it must be {wanted}.")
 
 
 def read_rows(data_file, categorical_columns, numerical_columns, settings):
@@ -1029,7 +1019,8 @@ def written(figure, like=None):
     """Return a figure with the decimals that give it, or another, four digits: 12,660, 0.1043."""
     like = abs(figure if like is None else like)
     digits = 3 - int(np.floor(np.log10(like))) if like and np.isfinite(like) else 0
-    return f"{figure:,.{min(max(digits, 0), 8)}f}"
+    digits = min(max(digits, 0), 8)
+    return f"{round(figure, digits) + 0.0:,.{digits}f}"  # no -0.0
 
 
 def describe(figures):
