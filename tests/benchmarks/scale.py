@@ -2,6 +2,7 @@
 
     python tests/benchmarks/scale.py            # rows, categories, columns
     python tests/benchmarks/scale.py 50000000   # both scripts on so many rows: 10 categorical, 10 numerical columns, one epoch
+    python tests/benchmarks/scale.py predict    # memory of predict on a wide frame, and milliseconds for one row at a time
 
 Each line is one run of a script as a process: seconds for reading and for an epoch (without the first one, which builds the
 graph, where there are several), and peak memory (of the process, with Python and TensorFlow, some 600 MB) beside that of the encoded
@@ -86,7 +87,51 @@ def measure(rows, cardinalities, numbers, scripts=("build_embeddings",)):
             )
 
 
+# Prints seconds and peak memory of one call, then milliseconds of single rows, in a process of its own.
+PREDICT = """
+import resource, sys, time
+import numpy as np, pandas as pd
+from build_embed_model import NUMERICAL_COLUMNS, predict
+rows, categories = int(sys.argv[1]), int(sys.argv[2])
+random = np.random.default_rng(0)
+frame = pd.DataFrame(random.normal(size=(rows, len(NUMERICAL_COLUMNS))), columns=NUMERICAL_COLUMNS)
+frame["c"] = random.integers(0, categories, rows).astype(str)
+predict(frame[:1])
+begin = time.perf_counter()
+predict(frame)
+seconds, times = time.perf_counter() - begin, []
+for row in range(100):
+    begin = time.perf_counter()
+    predict(frame[row : row + 1])
+    times.append(time.perf_counter() - begin)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(f"{seconds:.1f} | {peak / 1e9:.2f} | {1e3 * np.median(times):.1f}")
+"""
+
+
+def measure_predict(rows, numbers, categories):
+    """Print a line: what predict takes for so many rows, and for one, after training on a small table."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_table(folder / "table.csv", max(2000, 2 * categories), [categories], numbers)
+        columns = [f"x{i}" for i in range(numbers)]
+        base = {"DATA_FILE": "table.csv", "TARGET_COLUMN": "y", "CATEGORICAL_COLUMNS": ["c"], "EPOCHS": 1}
+        edits = {"build_embeddings": base, "build_embed_model": {"NUMERICAL_COLUMNS": columns, "EPOCHS": 1}}
+        table = (folder / "table.csv").read_text()
+        (folder / "table.csv").write_text(table.replace("c0,", "c,", 1))
+        for script in edits:
+            (folder / f"{script}.py").write_text(edited(script, edits[script]))
+            run(folder, script)
+        done = subprocess.run([sys.executable, "-c", PREDICT, str(rows), str(categories)], cwd=folder, capture_output=True, text=True)
+        print(f"| {rows:,} | 1 + {numbers} | {categories:,} | {done.stdout.strip() or done.stderr[-300:]} |", flush=True)
+
+
 def main(rows):
+    if rows == "predict":
+        print("| rows | columns | categories | s for all rows | peak, GB | ms for one row |\n|--:|--:|--:|--:|--:|--:|")
+        for case in ((100_000, 400, 100), (8_000, 30, 100), (1000, 8, 200), (1000, 8, 20_000), (1000, 8, 1_000_000)):
+            measure_predict(*case)
+        return
     print("| script | rows | most categories | columns | s to read a million rows | s to train on them | ms a step | s in all "
           "| peak, GB | encoded, GB | ratio |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
     both = ("build_embeddings", "build_embed_model")
@@ -102,4 +147,4 @@ def main(rows):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else None)
+    main(sys.argv[1] if sys.argv[1:] == ["predict"] else int(sys.argv[1]) if len(sys.argv) > 1 else None)
