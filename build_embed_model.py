@@ -67,14 +67,14 @@ def main():
     numbers, sizes = data.table, [len(weights) for weights in matrices]
     pairs = pairs_that_repeat(ids, data)
     means, groups, tables = target_means(ids, pairs, sizes, data)
-    inputs = [frame for frame in (ids, numbers, means) if frame.shape[1]]
+    frames = ids, numbers, means
+    inputs = [frame for frame in frames if frame.shape[1]]
 
     title = f"Training on {len(matrices)} embeddings + {len(NUMERICAL_COLUMNS)} numerical columns"
     with base.stage(f"{title}, beside gradient boosting"), ThreadPool(1) as beside:
         if not base.PROCESS:  # a small network's steps leave part of the processors idle
             boosting = beside.apply_async(boost, (ids, numbers, data))
         recipe = base.choose_recipe(len(data.training), EPOCHS, rows_to_see=3_000_000)
-        frames = ids, numbers, means
         model = build_model(matrices, frames, pairs, data, recipe, run["validation_error"])
         model, errors = base.train(model, vocabularies, inputs, data, recipe, LEARNING_RATE)
         if base.PROCESS:
@@ -86,8 +86,8 @@ def main():
 
     answers = {MEAN: mean_prediction(data), BOOSTING: boosted, FINAL: predictions}
     figures = {name: base.score(data, answer) for name, answer in answers.items()}
-    report = {MEAN: figures[MEAN], BOOSTING: figures[BOOSTING], **run["test"],
-              FINAL: figures[FINAL]}
+    report = {MEAN: figures[MEAN], BOOSTING: figures[BOOSTING],
+              base.ALONE: run["test"][base.ALONE], FINAL: figures[FINAL]}
     sentence = verdict(report, answers, data)
     print_report(report, sentence, len(data.test), run["unknown"])
     worth = column_worth(model, inputs, groups, tables, sizes, data)
@@ -249,8 +249,9 @@ def target_means(ids, pairs, sizes, data):
         return pd.DataFrame(index=ids.index), [], []
     targets = data.target[data.training]
     targets = np.eye(data.outputs)[targets] if data.outputs > 1 else targets[:, None]
-    targets = (targets - targets.mean(axis=0)) / targets.std(axis=0)
     weights = data.weights[data.training][:, None]
+    targets = targets - np.average(targets, axis=0, weights=weights[:, 0])
+    targets = targets / targets.std(axis=0)
     fold = base.generator(base.SEED, "folds").permutation(len(targets)) % FOLDS
     means, tables = [], []
     for numbers in number_groups(ids.to_numpy("int64"), groups, sizes):
@@ -409,7 +410,7 @@ def verdict(report, answers, data):
     if min(ours, theirs) >= report[MEAN][first]:
         return "Nothing beats the mean: these columns say nothing that holds for other rows."
     losses = [base.losses(data, data.test, answers[name]) for name in (BOOSTING, FINAL)]
-    means = base.bootstrap(np.stack(losses, axis=1), data.weights[data.test])
+    means = base.bootstrap(np.stack(losses, axis=1), data)
     share = np.mean(means[:, 1] < means[:, 0])
     better, worse = (FINAL, BOOSTING) if ours < theirs else (BOOSTING, FINAL)
     lower = 1 - min(ours, theirs) / max(ours, theirs)
@@ -431,8 +432,8 @@ def column_worth(model, inputs, groups, tables, sizes, data):
     rows = base.sample(data.test, 5000, base.SEED)
     order = base.generator(base.SEED, "shuffle").permutation(len(rows))
     frames = [frame.iloc[rows].reset_index(drop=True) for frame in inputs]
-    shuffled = [(i, column) for i, frame in enumerate(frames[:2]) for column in frame
-                if column in [*CATEGORICAL_COLUMNS, *NUMERICAL_COLUMNS]]
+    raw = frames[: 1 + bool(NUMERICAL_COLUMNS)]  # without the means
+    shuffled = [(i, column) for i, frame in enumerate(raw) for column in frame]
     figures = []
     for i, column in [(0, None), *shuffled]:
         changed = [*frames]
@@ -461,7 +462,7 @@ def second_look(folder, report, sentence, answers, worth, errors, data):
     """Return what look.html shows after the second script."""
     look, info = base.read_look(folder), data.target_info
     losses = {name: base.losses(data, data.test, answer) for name, answer in answers.items()}
-    bounds = look.pop("intervals", {}) | base.intervals(losses, data)
+    bounds = look.get("intervals", {}) | base.intervals(losses, data)
     training = base.describe_training("build_embed_model.py", errors, info)
     look["training"] = [*look.get("training", [])[:1], training]
     look["report"] = {"figures": report, "intervals": bounds, "verdict": sentence}
@@ -652,7 +653,8 @@ def load_model(file, checksum, version):
         return keras.models.load_model(file, safe_mode=True)
     except Exception as error:  # an older Keras refuses what it does not know in many ways
         versions = f"; Keras {version} saved it, this is {keras.__version__}"
-        reason = str(error).partition("\n")[0] + (versions if version != keras.__version__ else "")
+        same = version in (None, keras.__version__)
+        reason = str(error).partition("\n")[0] + ("" if same else versions)
         raise base.InputError(f"{file} cannot be used ({reason}): run build_embeddings.py, then "
                               "build_embed_model.py.") from error
 
@@ -684,6 +686,7 @@ def read_text(frame, column, run):
     if not present.all() and known.get_indexer(READ_AS_MISSING).max() >= 0:
         raise base.InputError(f"Missing cells of column {column!r} may have been text such as "
                               f"'NA': {remedy}.")
+    present &= cells != ""
     kind = pd.api.types.infer_dtype(cells[present])
     texts = np.where(present, cells, "")
     other_truths = kind == "string" and len(known) < 9 and all(

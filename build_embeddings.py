@@ -230,9 +230,10 @@ def choose_recipe(row_count, epochs, rows_to_see):
 
 
 def gaussian_loss(target, predictions):
-    """Return each row's squared error in units of the batch's: its slope is that of log RMSE.
+    """Return each row's squared error over twice the mean of the batch, as a constant.
 
-    So it is free of the target's unit, like cross-entropy, and one PRIOR suits both.
+    So its gradient is that of the log of the RMSE: free of the target's unit, like that of
+    cross-entropy, and one PRIOR suits both.
     """
     squares = ops.square(target - predictions)
     unit = ops.stop_gradient(ops.mean(squares)) + keras.config.epsilon()
@@ -240,8 +241,8 @@ def gaussian_loss(target, predictions):
 
 
 # What each member learns from, its loss, and what their mean prediction is judged by on the
-# validation rows. Target and predictions: (rows, members); classes have an axis more. The target of
-# a regression has mean 0 and standard deviation 1.
+# validation rows, a squared error or a log loss. Target and predictions: (rows, members); classes
+# have an axis more. The target of a regression has mean 0 and standard deviation 1.
 LOSSES = {
     "regression": (gaussian_loss, keras.losses.mean_squared_error),
     "binary": ("binary_crossentropy", keras.losses.binary_crossentropy),
@@ -299,6 +300,8 @@ def train(model, vocabularies, inputs, data, recipe, learning_rate):
     for epoch in range(1, recipe.epochs + 1):
         fit_epoch(model, vocabularies, inputs, data, recipe, random)
         errors.append(model.evaluate(**validation, verbose=0, return_dict=True)["error"])
+        if not np.isfinite(errors[-1]):
+            raise InputError("Training diverged: lower LEARNING_RATE, or look for extreme values.")
         show(epoch, errors[-1])
         if errors[-1] < min(errors[:-1], default=np.inf):
             weights = model.get_weights()
@@ -366,11 +369,11 @@ def split_rows(row_count, order=None):
 
 TRAINING, VALIDATION, TEST = 0, 1, 2
 PARTS = {"train": TRAINING, "training": TRAINING, "validation": VALIDATION, "valid": VALIDATION,
-         "val": VALIDATION, "test": TEST}  # what SPLIT_COLUMN may say
+         "val": VALIDATION, "dev": VALIDATION, "test": TEST}  # what SPLIT_COLUMN may say
 MISSING_NUMBERS = ["", "NA", "NaN", "nan"]  # in numerical columns; elsewhere they are text
 Settings = namedtuple("Settings", "target_column task log_target split_column weight_column seed")
 Data = namedtuple("Data", "table target target_info outputs weights centres training validation "
-                          "test fingerprints")
+                          "test groups fingerprints")
 
 
 class InputError(ValueError):
@@ -399,7 +402,7 @@ RULES = [
     ("NUMERICAL_COLUMNS", "a list of names, [] for none", is_list),
     ("TASK", "'regression', 'binary' or 'multiclass'", lambda value: value in list(LOSSES)),
     ("LOG_TARGET TRAIN_EMBEDDINGS", "True or False", lambda value: isinstance(value, bool)),
-    ("MAX_EMBEDDING_DIM", "a whole number, 1 or more", is_whole),
+    ("MAX_EMBEDDING_DIM", "a whole number, 2 or more", lambda value: is_whole(value, least=2)),
     ("EPOCHS BATCH_SIZE", "None or a whole number, 1 or more",
      lambda value: value is None or is_whole(value)),
     ("LEARNING_RATE", "a number above 0",
@@ -446,12 +449,14 @@ def read_rows(data_file, categorical_columns, numerical_columns, settings):
         centres = centre(numbers, numerical_columns, parts[TRAINING])
         sizes = "{:,} train, {:,} validation, {:,} test".format(*map(len, parts))
         print(f"  {len(target):,} rows: {sizes}")
+        groups = None
         if split_column:
             print_parts(texts[split_column], part, split_column)
+            groups = texts[split_column].codes[parts[TEST]]
     table = pd.DataFrame({column: texts[column] for column in categorical_columns}
                          | {column: numbers[column] for column in numerical_columns}, copy=False)
     outputs = len(target_info["classes"]) if task == "multiclass" else 1
-    return Data(table, target, target_info, outputs, weights, centres, *parts, fingerprints)
+    return Data(table, target, target_info, outputs, weights, centres, *parts, groups, fingerprints)
 
 
 def check_columns(categorical_columns, numerical_columns, settings):
@@ -600,7 +605,7 @@ def read_table(data_file, text_columns, number_columns, target_column):
 def is_too_exact(numbers):
     """Return whether float32 would blur numbers by more than a ten-thousandth of their range."""
     blur = np.fmax.reduce(np.abs(numbers - numbers.astype("float32")))
-    return blur > 1e-4 * (np.fmax.reduce(numbers) - np.fmin.reduce(numbers)) > 0
+    return blur > 1e-4 * (np.fmax.reduce(numbers) - np.fmin.reduce(numbers))
 
 
 def centre(numbers, columns, training):
@@ -652,15 +657,17 @@ def split(row_count, order, split_column, seed):
         part = np.searchsorted(first_held_out, rank, side="right").astype("int8")
         least = row_count / 2
     sizes = np.bincount(part, minlength=3)
-    if not sizes.all() or sizes[TRAINING] < least:
+    if sizes.min() < 2 or sizes[TRAINING] < least:
         raise InputError(f"SPLIT_COLUMN {split_column!r} has too few values, or too many rows of "
                          "one, to hold out two tenths.")
     return part
 
 
-# What may be a date and does not sort as one: 3.4.2024, 04/2024, 12:30, 3 Apr 2024
-DATE = r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}.*|\d{1,2}[./-]\d{4}|\d{1,2}:\d\d.*"
-MONTH = r"(?=.*\d).*\b(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\b.*"
+# What may be a time and does not sort as one: 3.4.2024, 04/24, 12:30, 2024-Q1, FY24, 3 Apr 2024
+TIME = (r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}( .*)?|\d{1,2}[./-]\d{2,4}|\d{1,2}:\d\d.*"
+        r"|\d{2,4}[ -]?[qw]\d{1,2}|[qw]\d{1,2}[ /-]?\d{2,4}|fy ?\d{2,4}"
+        r"|(?=.*\d).*\b(jan(uary)?|feb(ruary)?|mar(ch)?|apr(il)?|may|june?|july?|aug(ust)?"
+        r"|sep(t|tember)?|oct(ober)?|nov(ember)?|dec(ember)?)\b.*")
 # All of them numbers: 12.2024, 122024, 3042024, 03042024
 DATE_NUMBER = r"(\d{1,2}\.|0[1-9]|1[0-2]|[0-3]?\d[01]\d)(19|20)\d\d"
 YEAR_FIRST = r"(19|20)\d\d(0[1-9]|1[0-2])([0-3]\d)?"
@@ -673,15 +680,15 @@ def rank_texts(texts, split_column):
     values = numbers if numbers.notna().all() else dates
     wrong = values.isna()
     if numbers.isna().all() and dates.isna().all() and texts.str.strip().all():
-        wrong = texts.str.lower().str.fullmatch(f"{DATE}|{MONTH}")
-        if not wrong.any():
+        wrong = texts.str.lower().str.fullmatch(TIME) | texts.str.lower().isin(PARTS)
+        if wrong.mean() < 0.5:  # of names, a few may look like a time
             return None
     elif texts.str.fullmatch(DATE_NUMBER).all():
         wrong = ~texts.str.fullmatch(YEAR_FIRST)
     if wrong.any():
         raise InputError(f"SPLIT_COLUMN {split_column!r} needs numbers, dates like 2026-01-31, "
                          "names, or train, validation and test, none missing, but has "
-                         f"{texts[wrong].iloc[0][:50]!r}.")
+                         f"{texts[wrong].iloc[0][:50]!r}; ids of both kinds: put a letter before.")
     return values.rank(method="dense").to_numpy("int64")
 
 
@@ -776,7 +783,7 @@ def encode_classes(target, training, test, name, task):
 def fold(text):
     """Return a text without what people hardly mean: blanks, case, forms of Unicode, 5.0 for 5."""
     text = unicodedata.normalize("NFC", text).strip().casefold()
-    return re.sub(r"([+-]?\d+)\.0*", r"\1", text) if text[-1:] in ("0", ".") else text
+    return re.sub(r"^([+-]?\d+)\.0*$", r"\1", text) if text[-1:] in ("0", ".") else text
 
 
 def alike(texts):
@@ -939,8 +946,6 @@ def own_share(batches):
 
 def finished(model, weights, epoch):
     """Return the model with the weights that it had after an epoch, on one device from now on."""
-    if weights is None or not all(np.isfinite(values).all() for values in weights):
-        raise InputError("Training diverged: lower LEARNING_RATE, or look for extreme values.")
     print(f"  kept: the weights after epoch {epoch}")
     if keras.distribution.distribution():
         keras.distribution.set_distribution(None)
@@ -994,17 +999,22 @@ def to_units(values, target_info):
     return np.expm1(units) if target_info["log"] else units
 
 
-def bootstrap(losses, weights):
-    """Return 1,000 means of each column of losses (rows, columns), as other rows might give them.
+def bootstrap(losses, data):
+    """Return 1,000 means of each column of losses (test rows, columns), as chance might have them.
 
-    All columns have the same rows each time, so that their differences are those of pairs. Of more
-    than 1,000 rows, blocks of them are drawn (Efron 1979, Annals of Statistics 7).
+    All columns have the same rows each time, so that their differences are those of pairs. Rows of
+    one value of SPLIT_COLUMN are drawn together, if it has five values, and of more than 1,000 rows
+    or values blocks are drawn (Efron 1979, Annals of Statistics 7).
     """
-    starts = np.linspace(0, len(losses), min(len(losses), 1000), endpoint=False).astype(int)
-    sums = np.add.reduceat(losses * weights[:, None], starts)
-    counts = np.random.default_rng(0).multinomial(
-        len(starts), np.full(len(starts), 1 / len(starts)), size=1000)
-    return (counts @ sums) / (counts @ np.add.reduceat(weights, starts))[:, None]
+    weights, rows = data.weights[data.test], np.arange(len(losses))
+    _, blocks = np.unique(rows if data.groups is None else data.groups, return_inverse=True)
+    blocks = blocks if blocks.max() >= 4 else rows
+    blocks = blocks * min(blocks.max() + 1, 1000) // (blocks.max() + 1)
+    sums = [np.bincount(blocks, values * weights) for values in [*losses.T, np.ones(len(rows))]]
+    sums = np.stack(sums, axis=1)
+    draws = np.random.default_rng(0).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), 1000)
+    means = draws @ sums
+    return means[:, :-1] / means[:, -1:]
 
 
 def in_units(error, target_info):
@@ -1018,8 +1028,9 @@ def in_units(error, target_info):
 def written(figure, like=None):
     """Return a figure with the decimals that give it, or another, four digits: 12,660, 0.1043."""
     like = abs(figure if like is None else like)
-    digits = 3 - int(np.floor(np.log10(like))) if like and np.isfinite(like) else 0
-    digits = min(max(digits, 0), 8)
+    if not 1e-6 < like < 1e15:
+        return f"{figure:.4g}"
+    digits = max(0, 3 - int(np.floor(np.log10(like))))
     return f"{round(figure, digits) + 0.0:,.{digits}f}"  # no -0.0
 
 
@@ -1139,7 +1150,7 @@ def lay_out(vectors):
         return vectors[:, :2].astype("float64"), np.array([1.0, 0.0]), "principal components"
     components = PCA(2, random_state=SEED).fit(vectors)
     share = np.nan_to_num(components.explained_variance_ratio_)
-    if share.sum() > 0.6 or len(vectors) < 30:
+    if share.sum() > 0.6 or len(vectors) <= 30:  # t-SNE looks at 30 neighbours
         return components.transform(vectors).astype("float64"), share, "principal components"
     places = TSNE(init="pca", random_state=SEED).fit_transform(vectors)
     return places.astype("float64"), share, "t-SNE"
@@ -1164,7 +1175,8 @@ def print_nearest(columns, target_column):
         if column["line"] > 0.9:
             order = sorted(range(min(len(counts), 20)), key=lambda i: column["x"][i])
             ends = [*map(show, order[:3]), "...", *map(show, order[-3:])]
-            print(f"  {column['name']:<{width}}  one line, low to high: {', '.join(ends)}")
+            way = ", low to high" if means else ""
+            print(f"  {column['name']:<{width}}  along one line{way}: {', '.join(ends)}")
             continue
         for i in range(3):
             near = ", ".join(map(show, column["near"][i][:4]))
@@ -1320,18 +1332,18 @@ def describe_training(script, errors, target_info):
 
 def intervals(losses, data):
     """Return the 95 % interval of the first figure of each model, {name: losses on test rows}."""
-    means = bootstrap(np.stack([*losses.values()], axis=1), data.weights[data.test])
+    means = bootstrap(np.stack([*losses.values()], axis=1), data)
     bounds = np.quantile(means, [0.025, 0.975], axis=0).T
     return {name: rounded(next(iter(in_units(end, data.target_info).values())) for end in ends)
             for name, ends in zip(losses, bounds)}
 
 
 def write_look(folder, look):
-    """Write what look.html shows, and the page itself where it is not there yet."""
+    """Write what look.html shows, and the page itself into a folder of another name."""
     text = json.dumps(look, ensure_ascii=True, allow_nan=False).replace("</", "<\\/")
     (folder / "look.js").write_text(f"{LOOK}{text};\n", encoding="utf-8")
     page = Path(__file__).parent / "embeddings" / "look.html"
-    if page.exists() and not (folder.parent / "look.html").exists():
+    if page.exists() and page.parent.resolve() != folder.parent.resolve():
         shutil.copy(page, folder)
 
 

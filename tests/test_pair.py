@@ -381,9 +381,9 @@ def test_means_of_categories_are_those_of_their_training_rows(pair):
         np.testing.assert_allclose(column["means"], y.groupby(train["c"]).mean()[column["categories"]], rtol=1e-3)
 
 
-def test_what_a_column_is_worth_is_seen(pair, capsys):
+def test_what_a_column_is_worth_is_seen(pair, graphs):
     """c moves the target three times as much as x does, d not at all; against shuffled columns of predict."""
-    one = pair(made_up(2000), {"EPOCHS": 3}, {"EPOCHS": 6}).run()
+    one = pair(made_up(1000), {"EPOCHS": 4}, {"EPOCHS": 10}).run()
     worth = {each["column"]: each for each in one.base.read_look(one.embeddings)["worth"]}
     assert list(worth) == ["c", "x", "d"] and abs(worth["d"]["rise"]) < 0.05 * worth["x"]["rise"]
     test = one.table[one.test_rows()]
