@@ -56,7 +56,7 @@ FIRST = {
     "task": "regression", "target": "air_time", "rows": [800, 100, 100], "colour": "mean air_time",
     "columns": [column("dest", AIRPORTS), column("street", NASTY),
                 column("plane", [f"N{i}" for i in range(1000)], cardinality=3996, layout="t-SNE"),
-                column("job", [f"job {i}" for i in range(30)], line=0.97) | {"means": [100.0] * 30}],
+                column("job", [f"job {i}" for i in range(30)], line=0.97) | {"means": [float(7 * i % 30) for i in range(30)]}],
     "training": [{"script": "build_embeddings.py", "figure": "RMSE", "errors": [10.3, 9.7, 9.4], "kept": 3}],
 }  # fmt: skip
 MODELS = ["mean of the training rows", "gradient boosting (scikit-learn)", "embeddings + numerical columns"]
@@ -254,9 +254,9 @@ def test_categories_in_one_line_are_listed_in_order(page):
     browser = page(BOTH)
     browser.find_element("css selector", "button[value=job]").click()
     job = FIRST["columns"][3]
-    assert "differ in one thing, low to high air_time" in text(browser, ".notice")[0]
-    assert text(browser, ".list bdi") == [job["categories"][i] for i in np.argsort(job["x"])]
-    browser.execute_script("goTo(arguments[0])", int(np.argsort(job["x"])[15]))
+    assert "differ in one thing, from left to right: low to high mean air_time" in text(browser, ".notice")[0]
+    assert text(browser, ".list bdi") == [job["categories"][i] for i in np.argsort(job["means"])]
+    browser.execute_script("goTo(arguments[0])", int(np.argsort(job["means"])[15]))
     list_box, item = (browser.find_element("css selector", name).rect for name in (".list", "[aria-current]"))
     assert list_box["y"] < item["y"] < list_box["y"] + list_box["height"], "scrolled to the one in focus"
 
