@@ -567,6 +567,7 @@ def read_table(data_file, text_columns, number_columns, target_column):
     codes = {column: {} for column in text_columns}  # text -> code, in the order of appearance
     texts = {column: [] for column in text_columns}
     numbers = {column: [] for column in number_columns}
+    pending = {column: [] for column in number_columns}
     missing = MISSING_NUMBERS if target_column in number_columns else [""]
     row_count, without_target = 0, []
     for file, lines, cells in read_chunks(data_file, text_columns | number_columns):
@@ -580,8 +581,10 @@ def read_table(data_file, text_columns, number_columns, target_column):
                                  f"{cells[column][row][:50]!r}, which is no number like 1234.5; "
                                  "leave it empty if it is missing, list the column as categorical "
                                  "if it holds names, or set TASK if it is the target.")
-            exact = column == target_column or is_too_exact(values)
-            numbers[column].append(values if exact else values.astype("float32"))
+            pending[column].append(values)
+            if len(pending[column]) == 256:
+                numbers[column].append(compact(pending[column], column == target_column))
+                pending[column] = []
         row_count += len(lines)
         places = [line for line, cell in zip(lines, cells[target_column])
                   if cell.strip() in missing]
@@ -596,16 +599,21 @@ def read_table(data_file, text_columns, number_columns, target_column):
         categories = pd.Index(list(code), dtype=object)
         texts[column] = pd.Categorical.from_codes(np.concatenate(texts[column]), categories)
     for column, chunks in numbers.items():
-        whole = np.concatenate(chunks)
-        exact = column == target_column or is_too_exact(whole)
-        numbers[column] = whole if exact else whole.astype("float32", copy=False)
+        numbers[column] = compact([*chunks, *pending[column]], column == target_column)
     return texts, numbers
 
 
-def is_too_exact(numbers):
-    """Return whether float32 would blur numbers by more than a ten-thousandth of their range."""
-    blur = np.fmax.reduce(np.abs(numbers - numbers.astype("float32")))
-    return blur > 1e-4 * (np.fmax.reduce(numbers) - np.fmin.reduce(numbers))
+def compact(chunks, exact):
+    """Return chunks of numbers as one array: float64 if exact, else float32 if it does not blur.
+
+    To blur is to move a number by more than a ten-thousandth of their range.
+    """
+    numbers = np.concatenate(chunks)
+    if exact:
+        return numbers
+    short = numbers.astype("float32")
+    spread = np.fmax.reduce(numbers) - np.fmin.reduce(numbers)
+    return numbers if np.fmax.reduce(np.abs(numbers - short)) > 1e-4 * spread else short
 
 
 def centre(numbers, columns, training):
