@@ -686,9 +686,9 @@ def read_text(frame, column, run):
     if not present.all() and known.get_indexer(READ_AS_MISSING).max() >= 0:
         raise base.InputError(f"Missing cells of column {column!r} may have been text such as "
                               f"'NA': {remedy}.")
-    present &= cells != ""
-    kind = pd.api.types.infer_dtype(cells[present])
     texts = np.where(present, cells, "")
+    present &= texts != ""
+    kind = pd.api.types.infer_dtype(cells[present])
     other_truths = kind == "string" and len(known) < 9 and all(
         text.lower() in TRUTHS for text in [*known, *pd.unique(texts)])
     if kind not in ("string", "empty") or other_truths and (known.get_indexer(texts) < 0).any():
@@ -714,7 +714,8 @@ TRUTHS = {"true": 1, "false": 0, "1": 1, "0": 0, "": np.nan}
 
 def to_values(texts):
     """Return the numbers that texts, numbers or truth values stand for, NaN where none."""
-    return pd.to_numeric(texts.astype(str).str.lower().replace(TRUTHS), errors="coerce")
+    lower = texts.astype(str).str.lower()
+    return pd.to_numeric(lower.map(lambda text: TRUTHS.get(text, text)), errors="coerce")
 
 
 # Texts that pandas reads as missing cells unless told not to
