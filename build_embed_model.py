@@ -414,7 +414,7 @@ def verdict(report, answers, data):
     share = np.mean(means[:, 1] < means[:, 0])
     better, worse = (FINAL, BOOSTING) if ours < theirs else (BOOSTING, FINAL)
     lower = 1 - min(ours, theirs) / max(ours, theirs)
-    sentence = f"The {first} of {better} is {100 * lower:.1f} % lower than that of {worse}"
+    sentence = f"The {first} of {better} is {lower:.1%} lower than that of {worse}"
     sentence += "." if 0.025 > share or share > 0.975 else ", which may be chance in these rows."
     for name, figure in others[:1]:
         sign = 1 if name in ("RMSE", "MAE") else -1  # of R², AUC and accuracy more is better
