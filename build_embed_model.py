@@ -518,8 +518,9 @@ def raw_model(model, vocabularies, groups, tables, data):
     network = keras.Model(model.inputs, model.outputs[0])  # without the loss, which no file holds
     predictions = ops.mean(network(stacked), axis=1)
     if base.TASK == "regression":  # float32 would not tell values around 1e9 apart
-        info = data.target_info
-        predictions = layers.Rescaling(info["std"], info["mean"], dtype="float64")(predictions)
+        info, mean = data.target_info, float(np.float32(data.target_info["mean"]))
+        for scale, offset in [(info["std"], info["mean"] - mean), (1.0, mean)]:  # Keras rounds both
+            predictions = layers.Rescaling(scale, offset, dtype="float64")(predictions)
         predictions = ops.expm1(predictions) if base.LOG_TARGET else predictions
     return keras.Model(inputs, predictions)
 

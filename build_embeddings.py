@@ -621,7 +621,8 @@ def centre(numbers, columns, training):
     centres = {}
     for column in columns:
         if numbers[column].dtype == "float64":
-            centres[column] = float(np.nanmedian(numbers[column][training]))
+            median = np.float32(np.nanmedian(numbers[column][training]))  # as Keras holds it
+            centres[column] = float(median)
             numbers[column] = (numbers[column] - centres[column]).astype("float32")
     return centres
 

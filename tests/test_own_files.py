@@ -107,13 +107,13 @@ def test_times_in_milliseconds_keep_their_precision(pair, capsys, graphs):
     random = np.random.default_rng(0)
     seconds = random.integers(0, 600, 3000)
     table = codes(3000).assign(x=MILLISECONDS + 1000 * seconds)
-    table["y"] = np.where(seconds % 200 < 100, 0.0, 10.0) + random.normal(scale=0.1, size=3000)
+    table["y"] = np.where(seconds % 100 < 50, 0.0, 10.0) + random.normal(scale=0.1, size=3000)
     one = pair(table, {"EPOCHS": 1}, {"EPOCHS": 20, "CATEGORICAL_COLUMNS": ["c"]}).run()
     figures = report(capsys.readouterr().out)
     mean = figures["mean of the training rows"][0]
-    assert figures["embeddings + numerical columns"][0] < 0.5 * mean and figures["gradient boosting (scikit-learn)"][0] < 0.5 * mean
+    assert figures["embeddings + numerical columns"][0] < 0.6 * mean and figures["gradient boosting (scikit-learn)"][0] < 0.6 * mean
     answers = one.predict(table)
-    assert np.sqrt(np.mean((answers - table["y"]) ** 2)) < 0.5 * mean
+    assert np.sqrt(np.mean((answers - table["y"]) ** 2)) < 0.6 * mean
     np.testing.assert_array_equal(one.predict(table.astype({"x": str})), answers)
 
 
@@ -537,3 +537,12 @@ def test_rows_of_one_name_are_no_more_certain_than_their_names(pair):
 def test_numbers_that_differ_are_not_alike(pair, texts):
     base = pair(made_up(60)).base
     assert base.alike(texts) == [] and base.alike(["5", "5.0", "5.00"]) == [["5", "5.0", "5.00"]]
+
+
+def test_a_target_far_from_zero_keeps_its_precision(pair, capsys):
+    """Keras rounds the numbers of a layer to float32, which has steps of 131,072 at a time in milliseconds."""
+    table = made_up(60)
+    one = pair(table.assign(y=MILLISECONDS + table["y"] * 1000)).run()
+    test = one.test_rows()
+    error = np.sqrt(np.mean((one.predict(one.table) - one.table["y"])[test] ** 2))
+    assert report(capsys.readouterr().out)["embeddings + numerical columns"][0] == pytest.approx(error, rel=2e-3)
