@@ -240,8 +240,8 @@ def target_means(ids, pairs, sizes, data):
     Groups are pairs, and columns of more than 20 categories. No training row sees its own target:
     each fifth of them has the means of the other four. All other rows have the mean of those five,
     in which a category of few rows is drawn to 0 as much. Where the table has no numbers, the log
-    of each count stands beside them. Above 100,000 training rows vectors learn
-    all of this better, and of more than 20 classes they would fill the memory: there are none.
+    of each count stands beside them. Above 100,000 training rows vectors learn all of this better,
+    and of more than 20 classes they would fill the memory: there are none.
     """
     groups = [(place,) for place, size in enumerate(sizes) if size > 21]
     groups += [[a, b] for a, b in pairs if sizes[a] * sizes[b] < 2**31]  # where int32 ends
@@ -444,7 +444,7 @@ def column_worth(model, inputs, groups, tables, sizes, data):
                 changed[-1] = means_of_groups(changed[0], groups, tables, sizes)
         answers = base.predict_rows(model, changed, np.arange(len(rows)))
         error = np.average(base.losses(data, rows, answers), weights=data.weights[rows])
-        figures.append(next(iter(base.in_units(error, data.target_info).values())))
+        figures.append(base.in_units(error, data.target_info)[1])
     worth = [{"column": column, "figure": figure, "rise": figure - figures[0]}
              for (_, column), figure in zip(shuffled, figures[1:])]
     return sorted(worth, key=lambda each: -each["rise"])
@@ -608,8 +608,8 @@ def embed(frame):
     """
     run = base.read_run(base.here(base.EMBEDDINGS_DIR))
     check_frame(frame)
-    others = frame.drop(columns=[*CATEGORICAL_COLUMNS, base.TARGET_COLUMN], errors="ignore")
-    parts = [others]
+    replaced = [*CATEGORICAL_COLUMNS, base.TARGET_COLUMN]
+    parts = [frame.drop(columns=replaced, errors="ignore")]
     for column in CATEGORICAL_COLUMNS:
         weights, _ = load_embedding(column, run)
         _, ids = read_text(frame, column, run)

@@ -985,7 +985,8 @@ def score(data, predictions):
     the ROC curve (binary, of rows of both classes) or the share of right predictions.
     """
     target, weights, info = data.target[data.test], data.weights[data.test], data.target_info
-    figures = in_units(np.average(losses(data, data.test, predictions), weights=weights), info)
+    mean = np.average(losses(data, data.test, predictions), weights=weights)
+    figures = dict([in_units(mean, info)])
     if "classes" not in info:
         both = to_units(target, info), to_units(predictions, info)
         for name, metric in REGRESSION_METRICS.items():
@@ -1029,9 +1030,9 @@ def bootstrap(losses, data):
 def in_units(error, target_info):
     """Return the name and the value of an error that training looks at, in the target's units."""
     if "classes" in target_info:
-        return {"log loss": error}
+        return "log loss", error
     name = "RMSE of log1p" if target_info["log"] else "RMSE"
-    return {name: float(error**0.5 * target_info["std"])}
+    return name, float(error**0.5 * target_info["std"])
 
 
 def written(figure, like=None):
@@ -1062,8 +1063,8 @@ def progress(most, target_info):
         best = min(best, error)
         if seconds > due or epoch == most:
             due = seconds + max(3, seconds / 10)  # a few dozen lines at most
-            (name, now), = in_units(error, target_info).items()
-            (_, least), = in_units(best, target_info).items()
+            name, now = in_units(error, target_info)
+            _, least = in_units(best, target_info)
             left = (seconds - first) / max(1, epoch - 1) * (most - epoch)
             left = f", at most {left:.0f} s left" if epoch > 1 else ""
             print(f"  epoch {epoch:<3} validation {name} {written(now)} (best {written(least)})  "
@@ -1126,7 +1127,7 @@ def describe_columns(matrices, vocabularies, means):
         vectors, counts = weights[1:1001], vocabulary["count"][1:1001].to_numpy()
         places, share, layout = lay_out(vectors)
         known = None if of_column is None else of_column[1:1001]
-        if known is not None and np.corrcoef(places[:, 0], known)[0, 1] < 0:
+        if known is not None and places[:, 0] @ (known - known.mean()) < 0:
             places[:, 0] *= -1  # to the right is higher
         near = []
         for begin in range(0, len(vectors), 100):
@@ -1333,9 +1334,8 @@ def first_look(data, columns, errors, predictions):
 
 def describe_training(script, errors, target_info):
     """Return the curve of a training, in the target's units."""
-    shown = [in_units(error, target_info) for error in errors]
-    figures = rounded(next(iter(figure.values())) for figure in shown)
-    return {"script": script, "figure": next(iter(shown[0])), "errors": figures,
+    names, figures = zip(*[in_units(error, target_info) for error in errors])
+    return {"script": script, "figure": names[0], "errors": rounded(figures),
             "kept": 1 + int(np.argmin(errors))}
 
 
@@ -1343,7 +1343,7 @@ def intervals(losses, data):
     """Return the 95 % interval of the first figure of each model, {name: losses on test rows}."""
     means = bootstrap(np.stack([*losses.values()], axis=1), data)
     bounds = np.quantile(means, [0.025, 0.975], axis=0).T
-    return {name: rounded(next(iter(in_units(end, data.target_info).values())) for end in ends)
+    return {name: rounded(in_units(end, data.target_info)[1] for end in ends)
             for name, ends in zip(losses, bounds)}
 
 
