@@ -57,16 +57,17 @@ def main():
     folder = base.open_folder(base.EMBEDDINGS_DIR)
     print(f"Loading embeddings from {folder}/")
     run = base.read_run(folder)
-    embeddings = {column: load_embedding(column, run) for column in CATEGORICAL_COLUMNS}
-    matrices = [weights for weights, _ in embeddings.values()]
-    vocabularies = {column: vocabulary for column, (_, vocabulary) in embeddings.items()}
+    matrices, vocabularies = zip(*[load_embedding(column, run) for column in CATEGORICAL_COLUMNS])
+    vocabularies = dict(zip(CATEGORICAL_COLUMNS, vocabularies))
     data = base.load_rows(CATEGORICAL_COLUMNS, NUMERICAL_COLUMNS)
     check_rows(data, run, vocabularies)
     keras.utils.set_random_seed(base.SEED)
+
     ids = base.to_ids(data.table, vocabularies)
-    numbers, sizes = data.table, [len(weights) for weights in matrices]
+    numbers = data.table  # the columns that are left
+    sizes = [len(weights) for weights in matrices]
     pairs = pairs_that_repeat(ids, data)
-    means, groups, tables = target_means(ids, pairs, sizes, data)
+    means, tables = target_means(ids, pairs, sizes, data)
     frames = ids, numbers, means
     inputs = [frame for frame in frames if frame.shape[1]]
 
@@ -80,23 +81,14 @@ def main():
         if base.PROCESS:
             return  # of several processes the first one reports and saves
         predictions = base.predict_rows(model, inputs, data.test)
-        if not boosting.ready():
-            print("  waiting for gradient boosting", flush=True)
-        boosted = boosting.get()
+        answers = {MEAN: mean_prediction(data), BOOSTING: boosting.get(), FINAL: predictions}
 
-    answers = {MEAN: mean_prediction(data), BOOSTING: boosted, FINAL: predictions}
-    figures = {name: base.score(data, answer) for name, answer in answers.items()}
-    report = {MEAN: figures[MEAN], BOOSTING: figures[BOOSTING],
-              base.ALONE: run["test"][base.ALONE], FINAL: figures[FINAL]}
-    sentence = verdict(report, answers, data)
-    print_report(report, sentence, len(data.test), run["unknown"])
-    worth = column_worth(model, inputs, groups, tables, sizes, data)
-    print_worth(worth, figures[FINAL])
-    look = second_look(folder, report, sentence, answers, worth, errors, data)
-    save_model(folder, run, raw_model(model, vocabularies, groups, tables, data), report, look)
-    if base.TASK != "regression":
-        predicted = data.target_info["classes"][1 if base.TASK == "binary" else 0 :]
-        print(f"  predict returns the probability of {', '.join(map(repr, predicted))}")
+    report = compare(answers, run["test"][base.ALONE], data)
+    print_report(report, len(data.test), run["unknown"])
+    worth = column_worth(model, inputs, tables, sizes, data)
+    print_worth(worth)
+    look = second_look(folder, report, answers, worth, errors, data)
+    save_model(folder, run, raw_model(model, vocabularies, tables, data), report, look)
 
 
 # The models of the report
@@ -117,30 +109,43 @@ def load_embedding(column, run):
     return weights, vocabulary
 
 
-# The numbers
+# The network
 
 
-def fit_scales(numbers, training):
-    """Return the medians, the scales and the steps, (columns, 65), of the numerical columns.
+def build_model(matrices, frames, pairs, data, recipe, validation_error):
+    """Return the network: ids and, if any, numbers and target means -> features -> dense layers.
 
-    A scale is one over the distance of the quartiles. Steps are quantiles of which each value
-    counts once, else they would crowd on the values of most rows. NaN is missing.
+    matrices: the saved weights of each categorical column; frames: what the network sees of all
+    rows; validation_error: what the vectors alone leave unexplained of the target.
     """
-    medians, scales, steps = [], [], []
-    for column in numbers:
-        known = numbers[column].iloc[training].dropna().to_numpy("float64")
-        known = base.sample(known, 1_000_000, base.SEED)
-        low, median, high = np.quantile(known, [0.25, 0.5, 0.75])
-        shares = np.linspace(0, 1, 1 + np.clip(len(known) // 100, STEPS, 2048))
-        distinct = np.unique(np.quantile(known, shares))
-        spread = high - low or max(high - distinct[0], distinct[-1] - low)
-        scale = 1 / spread if spread > 1e-38 else 1.0  # where float32 ends
-        chosen = np.linspace(0, len(distinct) - 1, STEPS + 1).round().astype(int)
-        medians.append(median)
-        scales.append(scale)
-        steps.append((distinct[chosen] - median) * scale)
-    return np.array(medians), np.array(scales), np.array(steps)
+    ids, numbers, means = frames
+    inputs = [keras.Input((ids.shape[1],), dtype="int32")]
+    features = []
+    for i, weights in enumerate(matrices):
+        layer = base.embedding(weights, data, f"embedding_{i}", TRAIN_EMBEDDINGS)
+        vectors = layer(inputs[0][:, i])
+        if weights.shape[1] > 8:  # fewer numbers, to learn fewer rows of a rare category by heart
+            vectors = layers.Dense(8, use_bias=False)(vectors)
+        features.append(vectors)
+    if numbers.shape[1]:
+        inputs.append(keras.Input((numbers.shape[1],)))
+        features.append(embed_numbers(inputs[-1], *fit_scales(numbers, data.training)))
+    others = sum(feature.shape[1] for feature in features)
+    if means.shape[1]:
+        inputs.append(keras.Input((means.shape[1],)))
+        features.append(inputs[-1])
+    effects = 0.0
+    if pairs:
+        unit = 3 * min(1, validation_error**0.5) if base.TASK == "regression" else 1.0  # measured
+        effects = pair_effects(inputs[0], pairs, [len(m) for m in matrices], data, unit)
+    features = layers.concatenate(features)
+    seen = np.ones((recipe.members, features.shape[1]), "float32")
+    if numbers.shape[1]:
+        seen[: recipe.members // 2, others:] = 0  # half of the members do without the means
+    return keras.Model(inputs, base.dense_layers(features, data, recipe, effects, seen))
 
+
+# The numbers
 
 STEPS = 64  # of a number's ladder
 
@@ -187,7 +192,7 @@ def pairs_that_repeat(ids, data):
     for pair in itertools.combinations(columns.index, 2):
         count = len(cells[[*pair]].drop_duplicates())
         if columns[[*pair]].max() < count <= len(cells) / 2:
-            pairs.append([ids.columns.get_loc(column) for column in pair])
+            pairs.append(tuple(ids.columns.get_loc(column) for column in pair))
     return pairs
 
 
@@ -212,14 +217,75 @@ def pair_effects(ids, places, sizes, data, unit):
     return ops.sum(effects, axis=1, keepdims=True) * (unit / len(places) ** 0.5)
 
 
-# Target means
+# --------------------------------------------------------------------------------------------------
+# What stands below fits scales and mean targets, checks, reports, saves, and uses what was saved.
+# --------------------------------------------------------------------------------------------------
+
+
+# The scales of the numbers
+
+
+def fit_scales(numbers, training):
+    """Return the medians, the scales and the steps, (columns, 65), of the numerical columns.
+
+    A scale is one over the distance of the quartiles. Steps are quantiles of which each value
+    counts once, else they would crowd on the values of most rows. NaN is missing.
+    """
+    medians, scales, steps = [], [], []
+    for column in numbers:
+        known = numbers[column].iloc[training].dropna().to_numpy("float64")
+        known = base.sample(known, 1_000_000, base.SEED)
+        low, median, high = np.quantile(known, [0.25, 0.5, 0.75])
+        shares = np.linspace(0, 1, 1 + np.clip(len(known) // 100, STEPS, 2048))
+        distinct = np.unique(np.quantile(known, shares))
+        spread = high - low or max(high - distinct[0], distinct[-1] - low)
+        scale = 1 / spread if spread > 1e-38 else 1.0  # where float32 ends
+        chosen = np.linspace(0, len(distinct) - 1, STEPS + 1).round().astype(int)
+        medians.append(median)
+        scales.append(scale)
+        steps.append((distinct[chosen] - median) * scale)
+    return np.array(medians), np.array(scales), np.array(steps)
+
+
+# Mean targets
+
+FOLDS = 5
+SMOOTHING = 10  # the mean of so many rows counts as much as that of all rows, which is 0
+
+
+def target_means(ids, pairs, sizes, data):
+    """Return the mean targets of each row's categories and pairs, and a table of them for each.
+
+    tables: {places of one column or two: the means by number_groups}, of columns of more than 20
+    categories and of pairs. No training row sees its own target: each fifth of them has the means
+    of the other four. All other rows have the mean of those five, in which a category of few rows
+    is drawn to 0 as much. Above 100,000 training rows vectors learn all of this better, and of more
+    than 20 classes the means would fill the memory: there are none.
+    """
+    groups = [(place,) for place, size in enumerate(sizes) if size > 21]
+    groups += [(a, b) for a, b in pairs if sizes[a] * sizes[b] < 2**31]  # where int32 ends
+    if len(data.training) > 100_000 or data.outputs > 20:
+        groups = []
+    targets = data.target[data.training]
+    targets = np.eye(data.outputs)[targets] if data.outputs > 1 else targets[:, None]
+    weights = data.weights[data.training][:, None]
+    targets = targets - np.average(targets, axis=0, weights=weights[:, 0])
+    targets = targets / targets.std(axis=0)
+    fold = base.generator(base.SEED, "folds").permutation(len(targets)) % FOLDS
+    numbers = number_groups(ids.iloc[data.training].to_numpy("int64"), groups, sizes)
+    tables, fitted = {}, [np.empty((len(targets), 0))]
+    for group, number in zip(groups, numbers):
+        tables[group], means = cross_fit(number, targets, weights, fold)
+        fitted.append(means)
+    means = look_up_means(ids, tables, sizes)
+    means.iloc[data.training] = np.hstack(fitted).astype("float32")
+    return means, tables
 
 
 def number_groups(ids, groups, sizes):
-    """Return a number for the categories of each row in each group of columns.
+    """Return for each group of columns a number that tells its categories in each row.
 
-    ids: (rows, columns), an array or what a network sees; groups: places of columns; sizes: the
-    rows of each column's matrix.
+    ids: (rows, columns), an array or what a network sees; sizes: the rows of each column's matrix.
     """
     numbers = []
     for group in groups:
@@ -230,82 +296,39 @@ def number_groups(ids, groups, sizes):
     return numbers
 
 
-FOLDS = 5
-SMOOTHING = 10  # the mean of so many rows counts as much as that of all rows, which is 0
+def cross_fit(numbers, targets, weights, fold):
+    """Return a table of the mean targets of each number, and each row's by the other folds.
 
-
-def target_means(ids, pairs, sizes, data):
-    """Return the mean targets of each row's categories, the groups of these, and their tables.
-
-    Groups are pairs, and columns of more than 20 categories. No training row sees its own target:
-    each fifth of them has the means of the other four. All other rows have the mean of those five,
-    in which a category of few rows is drawn to 0 as much. Where the table has no numbers, the log
-    of each count stands beside them. Above 100,000 training rows vectors learn all of this better,
-    and of more than 20 classes they would fill the memory: there are none.
+    Where the table has no numerical columns, the log of each count stands beside its means.
     """
-    groups = [(place,) for place, size in enumerate(sizes) if size > 21]
-    groups += [[a, b] for a, b in pairs if sizes[a] * sizes[b] < 2**31]  # where int32 ends
-    if not groups or len(data.training) > 100_000 or data.outputs > 20:
-        return pd.DataFrame(index=ids.index), [], []
-    targets = data.target[data.training]
-    targets = np.eye(data.outputs)[targets] if data.outputs > 1 else targets[:, None]
-    weights = data.weights[data.training][:, None]
-    targets = targets - np.average(targets, axis=0, weights=weights[:, 0])
-    targets = targets / targets.std(axis=0)
-    fold = base.generator(base.SEED, "folds").permutation(len(targets)) % FOLDS
-    means, tables = [], []
-    for numbers in number_groups(ids.to_numpy("int64"), groups, sizes):
-        codes, known = pd.factorize(numbers[data.training])
-        sums = np.zeros((FOLDS, len(known), data.outputs))
-        counts = np.zeros((FOLDS, len(known), 1))
-        np.add.at(sums, (fold, codes), targets * weights)
-        np.add.at(counts, (fold, codes), weights)
-        outside = (sums.sum(axis=0) - sums) / (counts.sum(axis=0) - counts + SMOOTHING)
-        if not NUMERICAL_COLUMNS:  # measured: with numbers beside them, counts do not help
-            logs = np.log1p(counts.sum(axis=0) - counts) / 3
-            outside = np.concatenate([outside, logs], axis=2)
-        table = pd.DataFrame(outside.mean(axis=0), index=known, dtype="float32")
-        column = table.reindex(numbers, fill_value=0).to_numpy(copy=True)
-        column[data.training] = outside[fold, codes]
-        means.append(column)
-        tables.append(table)
-    return pd.DataFrame(np.concatenate(means, axis=1)), groups, tables
+    codes, known = pd.factorize(numbers)
+    sums = np.zeros((FOLDS, len(known), targets.shape[1]))
+    counts = np.zeros((FOLDS, len(known), 1))
+    np.add.at(sums, (fold, codes), targets * weights)
+    np.add.at(counts, (fold, codes), weights)
+    sums, counts = sums.sum(axis=0) - sums, counts.sum(axis=0) - counts  # without each fold
+    means = sums / (counts + SMOOTHING)
+    if not NUMERICAL_COLUMNS:  # measured: with numbers beside them, counts do not help
+        means = np.concatenate([means, np.log1p(counts) / 3], axis=2)
+    table = pd.DataFrame(means.mean(axis=0), index=known, dtype="float32")
+    return table, means[fold, codes]
 
 
-# The network
+def look_up_means(ids, tables, sizes):
+    """Return a frame of the means that tables have for the rows of ids, 0 for what is not there."""
+    numbers = number_groups(ids.to_numpy("int64"), tables, sizes)
+    means = [table.reindex(n, fill_value=0) for n, table in zip(numbers, tables.values())]
+    return pd.DataFrame(np.hstack([np.empty((len(ids), 0), "float32"), *means]))
 
 
-def build_model(matrices, frames, pairs, data, recipe, validation_error):
-    """Return the network: ids and, if any, numbers and target means -> features -> dense layers.
-
-    matrices: the saved weights of each categorical column; frames: what the network sees of all
-    rows; validation_error: what the vectors alone leave unexplained of the target.
-    """
-    ids, numbers, means = frames
-    inputs = [keras.Input((ids.shape[1],), dtype="int32")]
-    features = []
-    for i, weights in enumerate(matrices):
-        layer = base.embedding(weights, data, f"embedding_{i}", TRAIN_EMBEDDINGS)
-        vectors = layer(inputs[0][:, i])
-        if weights.shape[1] > 8:  # fewer numbers, to learn fewer rows of a rare category by heart
-            vectors = layers.Dense(8, use_bias=False)(vectors)
-        features.append(vectors)
-    if numbers.shape[1]:
-        inputs.append(keras.Input((numbers.shape[1],)))
-        features.append(embed_numbers(inputs[-1], *fit_scales(numbers, data.training)))
-    others = sum(feature.shape[1] for feature in features)
-    if means.shape[1]:
-        inputs.append(keras.Input((means.shape[1],)))
-        features.append(inputs[-1])
-    effects = 0.0
-    if pairs:
-        unit = 3 * min(1, validation_error**0.5) if base.TASK == "regression" else 1.0  # measured
-        effects = pair_effects(inputs[0], pairs, [len(m) for m in matrices], data, unit)
-    features = layers.concatenate(features)
-    seen = np.ones((recipe.members, features.shape[1]), "float32")
-    if numbers.shape[1]:
-        seen[: recipe.members // 2, others:] = 0  # half of the members do without the means
-    return keras.Model(inputs, base.dense_layers(features, data, recipe, effects, seen))
+def means_layer(ids, tables, sizes):
+    """Return what look_up_means does, in a network."""
+    means = []
+    for number, table in zip(number_groups(ids, tables, sizes), tables.values()):
+        place = layers.IntegerLookup(vocabulary=table.index.to_numpy())(number)  # 0 if not there
+        rows = np.vstack([np.zeros((1, table.shape[1])), table])
+        means.append(layers.Embedding(*rows.shape, weights=[rows], trainable=False)(place))
+    return layers.concatenate(means)
 
 
 # The figure to beat
@@ -353,9 +376,108 @@ def boost(ids, numbers, data):
     return predictions[:, 1] if base.TASK == "binary" else predictions
 
 
-# --------------------------------------------------------------------------------------------------
-# What stands below checks, reports and saves, and uses what was saved.
-# --------------------------------------------------------------------------------------------------
+def mean_prediction(data):
+    """Return the mean of the training rows as the prediction for each test row."""
+    if base.TASK == "regression":
+        return np.zeros(len(data.test))
+    shares = np.bincount(data.target[data.training], data.weights[data.training])
+    shares = shares / shares.sum()
+    return np.repeat([shares[1] if base.TASK == "binary" else shares], len(data.test), axis=0)
+
+
+# The report
+
+
+def compare(answers, alone, data):
+    """Return the test figures of each model, the 95 % interval of the first one, and a verdict.
+
+    answers: {model: predictions for the test rows}; alone: the figures of the first script.
+    """
+    figures = {name: base.score(data, answer) for name, answer in answers.items()}
+    final = figures.pop(FINAL)
+    figures |= {base.ALONE: alone, FINAL: final}
+    draws = base.bootstrap(answers, data)
+    intervals = base.intervals(draws, data.target_info)
+    return {"figures": figures, "intervals": intervals, "verdict": verdict(figures, draws)}
+
+
+def print_report(report, row_count, unknown):
+    """Print the figures of each model and what they say; unknown: each column's share of cells."""
+    title = f"Test figures, {row_count:,} rows neither script trained on"
+    table = pd.DataFrame(report["figures"])
+    print(f"{title:<58}", *(f"{name:>14}" for name in table.index), f"  ({base.TARGET_COLUMN})")
+    typical = table.abs().median(axis=1)
+    for name in table:
+        figures = map(base.written, table[name], typical)
+        print(f"  {name:<56}", *(f"{figure:>14}" for figure in figures))
+    print(f"  {report['verdict']}")
+    if base.WEIGHT_COLUMN:
+        print(f"  each row counts {base.WEIGHT_COLUMN} times")
+    for column in CATEGORICAL_COLUMNS:
+        if unknown[column] >= 0.01:
+            print(f"  {unknown[column]:.1%} of the cells of {column} are unknown categories there")
+
+
+def verdict(figures, draws):
+    """Return in a sentence which of network and boosting is better, and whether it is chance.
+
+    figures: {model: figures}; draws: what base.bootstrap returns.
+    """
+    (first, ours), *others = figures[FINAL].items()
+    theirs = figures[BOOSTING][first]
+    if min(ours, theirs) >= figures[MEAN][first]:
+        return "Nothing beats the mean: these columns say nothing that holds for other rows."
+    share = np.mean(draws[FINAL] < draws[BOOSTING])
+    better, worse = (FINAL, BOOSTING) if ours < theirs else (BOOSTING, FINAL)
+    lower = 1 - min(ours, theirs) / max(ours, theirs)
+    sentence = f"The {first} of {better} is {lower:.1%} lower than that of {worse}"
+    sentence += "." if 0.025 > share or share > 0.975 else ", which may be chance in these rows."
+    for name, figure in others[:1]:
+        sign = 1 if name in ("RMSE", "MAE") else -1  # of R², AUC and accuracy more is better
+        if sign * (figure - figures[BOOSTING][name]) * (ours - theirs) < 0:
+            why = {"RMSE": ": a few large errors weigh most", "MAE": ": large errors weigh less"}
+            sentence += f" By {name} it is the other way round{why.get(name, '')}."
+    return sentence
+
+
+def column_worth(model, inputs, tables, sizes, data):
+    """Return how far the test error rises when a column is shuffled, the largest rise first.
+
+    On at most 5,000 test rows (permutation importance: Breiman 2001, Machine Learning 45).
+    """
+    rows = base.sample(data.test, 5000, base.SEED)
+    order = base.generator(base.SEED, "shuffle").permutation(len(rows))
+    frames = [frame.iloc[rows].reset_index(drop=True) for frame in inputs]
+
+    def figure(changed):
+        answers = base.predict_rows(model, changed, np.arange(len(rows)))
+        error = np.average(base.losses(data, rows, answers), weights=data.weights[rows])
+        return base.in_units(error, data.target_info)
+
+    name, own = figure(frames)
+    worth = []
+    for i, frame in enumerate(frames[: 1 + bool(NUMERICAL_COLUMNS)]):  # without the means
+        for column in frame:
+            shuffled = [*frames]
+            shuffled[i] = frame.assign(**{column: frame[column].to_numpy()[order]})
+            if i == 0 and tables:
+                shuffled[-1] = look_up_means(shuffled[0], tables, sizes)
+            _, value = figure(shuffled)
+            worth.append({"column": column, "name": name, "figure": value, "rise": value - own})
+    return sorted(worth, key=lambda each: -each["rise"])
+
+
+def print_worth(worth):
+    """Print what each column is worth."""
+    name, figure = worth[0]["name"], worth[0]["figure"]
+    print(f"What each column is worth: how far the {name} rises when it is shuffled")
+    for each in worth:
+        print(f"  {each['column']:<56} {base.written(each['rise'], figure):>14}")
+
+
+# The files
+
+MODEL_FILE = "embed_model.keras"
 
 
 def check_rows(data, run, vocabularies):
@@ -377,95 +499,13 @@ def check_rows(data, run, vocabularies):
                                   "take it off NUMERICAL_COLUMNS.")
 
 
-def mean_prediction(data):
-    """Return the mean of the training rows as the prediction for each test row."""
-    if base.TASK == "regression":
-        return np.zeros(len(data.test))
-    shares = np.bincount(data.target[data.training], data.weights[data.training])
-    shares = shares / shares.sum()
-    return np.repeat([shares[1] if base.TASK == "binary" else shares], len(data.test), axis=0)
-
-
-def print_report(report, sentence, row_count, unknown):
-    """Print the figures of each model, the last one's name at the end, and what they say."""
-    title = f"Test figures, {row_count:,} rows neither script trained on"
-    table = pd.DataFrame(report)
-    print(f"{title:<58}", *(f"{name:>14}" for name in table.index), f"  ({base.TARGET_COLUMN})")
-    typical = table.abs().median(axis=1)
-    for name in table:
-        figures = map(base.written, table[name], typical)
-        print(f"  {name:<56}", *(f"{figure:>14}" for figure in figures))
-    print(f"  {sentence}")
-    if base.WEIGHT_COLUMN:
-        print(f"  each row counts {base.WEIGHT_COLUMN} times")
-    for column in CATEGORICAL_COLUMNS:
-        if unknown[column] >= 0.01:
-            print(f"  {unknown[column]:.1%} of the cells of {column} are unknown categories there")
-
-
-def verdict(report, answers, data):
-    """Return in a sentence which of network and boosting is better, and whether it is chance."""
-    (first, ours), *others = report[FINAL].items()
-    theirs = report[BOOSTING][first]
-    if min(ours, theirs) >= report[MEAN][first]:
-        return "Nothing beats the mean: these columns say nothing that holds for other rows."
-    losses = [base.losses(data, data.test, answers[name]) for name in (BOOSTING, FINAL)]
-    means = base.bootstrap(np.stack(losses, axis=1), data)
-    share = np.mean(means[:, 1] < means[:, 0])
-    better, worse = (FINAL, BOOSTING) if ours < theirs else (BOOSTING, FINAL)
-    lower = 1 - min(ours, theirs) / max(ours, theirs)
-    sentence = f"The {first} of {better} is {lower:.1%} lower than that of {worse}"
-    sentence += "." if 0.025 > share or share > 0.975 else ", which may be chance in these rows."
-    for name, figure in others[:1]:
-        sign = 1 if name in ("RMSE", "MAE") else -1  # of R², AUC and accuracy more is better
-        if sign * (figure - report[BOOSTING][name]) * (ours - theirs) < 0:
-            why = {"RMSE": ": a few large errors weigh most", "MAE": ": large errors weigh less"}
-            sentence += f" By {name} it is the other way round{why.get(name, '')}."
-    return sentence
-
-
-def column_worth(model, inputs, groups, tables, sizes, data):
-    """Return how far the test error rises when a column is shuffled, the largest rise first.
-
-    On at most 5,000 test rows (permutation importance: Breiman 2001, Machine Learning 45).
-    """
-    rows = base.sample(data.test, 5000, base.SEED)
-    order = base.generator(base.SEED, "shuffle").permutation(len(rows))
-    frames = [frame.iloc[rows].reset_index(drop=True) for frame in inputs]
-    raw = frames[: 1 + bool(NUMERICAL_COLUMNS)]  # without the means
-    shuffled = [(i, column) for i, frame in enumerate(raw) for column in frame]
-    figures = []
-    for i, column in [(0, None), *shuffled]:
-        changed = [*frames]
-        if column is not None:
-            values = frames[i][column].to_numpy()[order]
-            changed[i] = frames[i].assign(**{column: values})
-            if i == 0 and groups:
-                changed[-1] = means_of_groups(changed[0], groups, tables, sizes)
-        answers = base.predict_rows(model, changed, np.arange(len(rows)))
-        error = np.average(base.losses(data, rows, answers), weights=data.weights[rows])
-        figures.append(base.in_units(error, data.target_info)[1])
-    worth = [{"column": column, "figure": figure, "rise": figure - figures[0]}
-             for (_, column), figure in zip(shuffled, figures[1:])]
-    return sorted(worth, key=lambda each: -each["rise"])
-
-
-def print_worth(worth, figures):
-    """Print what each column is worth."""
-    name, own = next(iter(figures.items()))
-    print(f"What each column is worth: how far the {name} rises when it is shuffled")
-    for each in worth:
-        print(f"  {each['column']:<56} {base.written(each['rise'], own):>14}")
-
-
-def second_look(folder, report, sentence, answers, worth, errors, data):
+def second_look(folder, report, answers, worth, errors, data):
     """Return what look.html shows after the second script."""
     look, info = base.read_look(folder), data.target_info
-    losses = {name: base.losses(data, data.test, answer) for name, answer in answers.items()}
-    bounds = look.get("intervals", {}) | base.intervals(losses, data)
+    intervals = look.get("intervals", {}) | report["intervals"]
     training = base.describe_training("build_embed_model.py", errors, info)
     look["training"] = [*look.get("training", [])[:1], training]
-    look["report"] = {"figures": report, "intervals": bounds, "verdict": sentence}
+    look["report"] = {**report, "intervals": intervals}
     look["worth"], target, final = worth, data.target[data.test], answers[FINAL]
     if base.TASK == "regression":
         few = base.sample(np.arange(len(target)), 2000, base.SEED)
@@ -485,14 +525,7 @@ def second_look(folder, report, sentence, answers, worth, errors, data):
     return look
 
 
-def means_of_groups(ids, groups, tables, sizes):
-    """Return the target means that tables have for the rows of ids, 0 for what they do not know."""
-    numbers = number_groups(ids.to_numpy("int64"), groups, sizes)
-    means = [table.reindex(n, fill_value=0).to_numpy() for n, table in zip(numbers, tables)]
-    return pd.DataFrame(np.concatenate(means, axis=1))
-
-
-def raw_model(model, vocabularies, groups, tables, data):
+def raw_model(model, vocabularies, tables, data):
     """Return a model that takes raw columns, text and numbers, and predicts in units."""
     inputs = {}
     for i, column in enumerate([*CATEGORICAL_COLUMNS, *NUMERICAL_COLUMNS]):
@@ -512,9 +545,8 @@ def raw_model(model, vocabularies, groups, tables, data):
             centred = layers.Rescaling(1.0, -centre, dtype="float64")(numbers[column])
             numbers[column] = ops.cast(centred, "float32")
         stacked.append(ops.stack(list(numbers.values()), axis=1))
-    if groups:
-        numbers = number_groups(stacked[0], groups, [len(v) for v in vocabularies.values()])
-        stacked.append(look_up_means(numbers, tables))
+    if tables:
+        stacked.append(means_layer(stacked[0], tables, [len(v) for v in vocabularies.values()]))
     network = keras.Model(model.inputs, model.outputs[0])  # without the loss, which no file holds
     predictions = ops.mean(network(stacked), axis=1)
     if base.TASK == "regression":  # float32 would not tell values around 1e9 apart
@@ -523,16 +555,6 @@ def raw_model(model, vocabularies, groups, tables, data):
             predictions = layers.Rescaling(scale, offset, dtype="float64")(predictions)
         predictions = ops.expm1(predictions) if base.LOG_TARGET else predictions
     return keras.Model(inputs, predictions)
-
-
-def look_up_means(numbers, tables):
-    """Return in a network the target means, (rows, means), that tables have for numbers, or 0."""
-    means = []
-    for number, table in zip(numbers, tables):
-        place = layers.IntegerLookup(vocabulary=table.index.to_numpy())(number)  # 0 if not known
-        rows = np.vstack([np.zeros((1, table.shape[1])), table])
-        means.append(layers.Embedding(*rows.shape, weights=[rows], trainable=False)(place))
-    return layers.concatenate(means)
 
 
 # Names that no input may bear, because something inside the model does, or Keras refuses them
@@ -546,15 +568,15 @@ def save_model(folder, run, model, report, look):
         raise base.InputError(f"Another run has written to {folder}/ meanwhile: "
                               "run build_embed_model.py again.")
     names = {column: tensor.name for column, tensor in model.input.items()}
-    run = {**run, "test": report, "keras": keras.__version__, "inputs": names}
+    run = {**run, "test": report["figures"], "keras": keras.__version__, "inputs": names}
     with base.saving(folder, run) as new:
         model.save(new / MODEL_FILE)
         base.write_look(new, look)
         run["model"] = hashlib.sha256((new / MODEL_FILE).read_bytes()).hexdigest()
     print(f"Saved {folder / MODEL_FILE}")
-
-
-MODEL_FILE = "embed_model.keras"
+    if base.TASK != "regression":
+        classes = run["target"]["classes"][1 if base.TASK == "binary" else 0 :]
+        print(f"  predict returns the probability of {', '.join(map(repr, classes))}")
 
 
 # Using what was learned
@@ -678,36 +700,41 @@ def read_text(frame, column, run):
 
     Where pandas has read text as numbers or truth values, each becomes the category of the same
     value: 1 and 1.0 become "1", or "01" where that is the one there is; True, TRUE and 1 become
-    what the file has for true. Raises base.InputError where what stood in the file is open.
+    what the file has for true. Warns of more unknown cells than the test rows had. Raises
+    base.InputError where what stood in the file is open.
     """
     cells = only_column(frame, column)
     _, _, known, by_value = read_embedding(*saved_files(column, run))
     present = pd.notna(cells)
     remedy = f"read the file with dtype={{{column!r}: str}}, keep_default_na=False"
-    if not present.all() and known.get_indexer(READ_AS_MISSING).max() >= 0:
+    if not present.all() and known.isin(READ_AS_MISSING).any():
         raise base.InputError(f"Missing cells of column {column!r} may have been text such as "
                               f"'NA': {remedy}.")
     texts = np.where(present, cells, "")
-    present &= texts != ""
-    kind = pd.api.types.infer_dtype(cells[present])
-    other_truths = kind == "string" and len(known) < 9 and all(
-        text.lower() in TRUTHS for text in [*known, *pd.unique(texts)])
-    if kind not in ("string", "empty") or other_truths and (known.get_indexer(texts) < 0).any():
-        numbers = to_values(pd.Series(texts[present]))
+    if not is_text(texts, known):
+        filled = texts != ""
+        numbers = to_values(pd.Series(texts[filled]))
         # from 2**53 on floats skip whole numbers
-        vague = numbers.isna() | (numbers.abs() >= 2**53)
-        if by_value.index.has_duplicates or vague.any():
+        if by_value.index.has_duplicates or not (numbers.abs() < 2**53).all():
             raise base.InputError(f"Column {column!r} is not the text of the file, and which "
                                   f"category is meant is open: {remedy}.")
-        found = numbers.map(by_value)
-        texts[present] = found.where(found.notna(), texts[present].astype(str))
+        texts[filled] = numbers.map(by_value).fillna(pd.Series(texts[filled]).astype(str))
     ids = known.get_indexer(texts) + 1
-    usual, unknown = run["unknown"].get(column, 0), np.mean(ids == 0) if len(ids) else 0
-    if unknown * len(ids) >= 3 and unknown > 2 * usual + 0.05:
-        odd = texts[ids == 0][0]
-        warnings.warn(f"Column {column!r}: {unknown:.0%} of the cells are unknown categories, such "
-                      f"as {odd[:40]!r}; of the test rows it was {usual:.1%}.", stacklevel=3)
+    usual, unknown = run["unknown"].get(column, 0), ids == 0
+    if unknown.sum() >= 3 and unknown.mean() > 2 * usual + 0.05:
+        warnings.warn(f"Column {column!r}: {unknown.mean():.0%} of the cells are unknown "
+                      f"categories, such as {texts[unknown][0][:40]!r}; of the test rows it was "
+                      f"{usual:.1%}.", stacklevel=3)
     return texts, ids
+
+
+def is_text(texts, known):
+    """Return whether cells are text of the file, not numbers or other spellings of true, false."""
+    kind = pd.api.types.infer_dtype(texts[texts != ""])
+    few = kind == "string" and len(known) < 9
+    if few and all(text.lower() in TRUTHS for text in [*known, *pd.unique(texts)]):
+        return bool((known.get_indexer(texts) >= 0).all())
+    return kind in ("string", "empty")
 
 
 TRUTHS = {"true": 1, "false": 0, "1": 1, "0": 0, "": np.nan}

@@ -152,7 +152,7 @@ def embedding(start, data, name, trainable=True):
     height, dim = start.shape
     penalty = keras.regularizers.L2(PRIOR * dim / len(data.training))
     if is_large(start):
-        penalty = None  # it would change the whole matrix in every step; see compile_model
+        penalty = None  # it would change the whole matrix in every step; see by_size
     return layers.Embedding(height, dim, weights=[start], embeddings_regularizer=penalty,
                             name=name, trainable=trainable)
 
@@ -200,33 +200,33 @@ def dense_layers(features, data, recipe, effects=0.0, seen=1.0):
 
 # Training
 
-Recipe = namedtuple("Recipe", "batch_size members widths weight_decay patience epochs falls")
+Recipe = namedtuple("Recipe", "batch_size members widths weight_decay steady falling")
 
 
 def choose_recipe(row_count, epochs, rows_to_see):
     """Return how to train on so many rows, as measured in tests/benchmarks.
 
-    Small tables overfit: they get many members of a small network, and train for as long as the
-    validation rows gain: until the last quarter or half of the epochs, the patience, brought
-    nothing, or some rows_to_see rows have passed by. Above 100,000 rows, or where the user sets
-    epochs, their number is fixed, and the learning rate falls to zero.
+    Small tables overfit: they get many members of a small network, and first some epochs at a
+    steady learning rate, after which train may stop. In the falling epochs the rate goes to zero;
+    the network sees some rows_to_see rows in them at most. If the user sets epochs, all fall.
     """
-    # up to rows: batch size, members, widths, weight decay, patience
+    # up to rows: batch size, members, widths, weight decay, steady epochs, falling epochs
     recipes = {
-        2_500: (32, 16, (256, 128), 0.20, 0.50),
-        5_000: (64, 16, (256, 128), 0.20, 0.50),
-        10_000: (128, 8, (256, 128), 0.20, 0.50),
-        20_000: (256, 4, (256, 128), 0.15, 0.25),
-        50_000: (512, 2, (512, 256), 0.07, 0.25),
-        100_000: (512, 2, (512, 256), 0.05, 0.25),
-        3_000_000: (512, 1, (512, 256), 0.05, None),
-        12_000_000: (2048, 1, (512, 256), 0.05, None),
-        np.inf: (8192, 1, (512, 256), 0.05, None),
+        2_500: (32, 16, (256, 128), 0.20, 32, 64),
+        5_000: (64, 16, (256, 128), 0.20, 24, 48),
+        10_000: (128, 8, (256, 128), 0.20, 16, 32),
+        20_000: (256, 4, (256, 128), 0.15, 12, 24),
+        50_000: (512, 2, (512, 256), 0.07, 8, 16),
+        100_000: (512, 2, (512, 256), 0.05, 6, 12),
+        3_000_000: (512, 1, (512, 256), 0.05, 0, 30),
+        12_000_000: (2048, 1, (512, 256), 0.05, 0, 30),
+        np.inf: (8192, 1, (512, 256), 0.05, 0, 30),
     }
-    batch_size, *recipe = next(recipes[limit] for limit in recipes if row_count <= limit)
-    most = max(3, rows_to_see // row_count)
-    falls = bool(epochs) or row_count > 100_000
-    return Recipe(BATCH_SIZE or batch_size, *recipe, epochs or most, falls)
+    batch_size, *network, steady, falling = next(
+        recipes[limit] for limit in recipes if row_count <= limit)
+    falling = min(falling, max(3, rows_to_see // row_count))
+    steady, falling = (0, epochs) if epochs else (steady, falling)
+    return Recipe(BATCH_SIZE or batch_size, *network, steady, falling)
 
 
 def gaussian_loss(target, predictions):
@@ -258,25 +258,16 @@ def error(target, predictions):
 
 
 def compile_model(model, recipe, row_count, learning_rate):
-    """Compile with AdamW, whose rate falls to zero along half a cosine, or stays.
-
-    Where it stays, fit ends each epoch at a moving average of the weights, of which half is from
-    before the epoch. That lowers the error as a falling rate would, without an end that is known
-    beforehand (Zhang et al. 2019, arXiv:1907.08610).
-
-    AdamW changes every vector in every step, too slow for a large matrix, which has SGD, without an
-    average. The loss is a mean over the batch; SGD's rate times the batch size makes it a sum, so
-    that a vector moves by the rate for each occurrence of its category.
-    """
+    """Compile with AdamW, whose rate is steady, then falls to zero along half a cosine."""
     steps = -(-row_count // recipe.batch_size)
-    rates = [learning_rate, learning_rate * recipe.batch_size]
-    if recipe.falls:
-        fall = keras.optimizers.schedules.CosineDecay
-        rates = [fall(rate, steps * recipe.epochs) for rate in rates]
-    adamw = keras.optimizers.AdamW(rates[0], recipe.weight_decay, use_ema=not recipe.falls,
-                                   ema_momentum=max(0, 1 - 0.7 / steps))  # exp(-0.7) is a half
+
+    def schedule(rate):
+        return keras.optimizers.schedules.CosineDecay(
+            rate, recipe.falling * steps, warmup_target=rate, warmup_steps=recipe.steady * steps)
+
+    adamw = keras.optimizers.AdamW(schedule(learning_rate), recipe.weight_decay)
     adamw.exclude_from_weight_decay(var_names=["bias", "embeddings"])
-    sgd = keras.optimizers.SGD(rates[1])
+    sgd = keras.optimizers.SGD(schedule(learning_rate * recipe.batch_size))
     optimizer = by_size(adamw, sgd, model)
     loss, _ = LOSSES[TASK]
     model.compile(optimizer, loss, weighted_metrics=[error], **execution())
@@ -286,78 +277,45 @@ def compile_model(model, recipe, row_count, learning_rate):
 def train(model, vocabularies, inputs, data, recipe, learning_rate):
     """Return the model with the weights of its best epoch, and each epoch's validation error.
 
-    Where the learning rate stays, training stops when the last epochs, the recipe's patience, have
-    not lowered the validation error by 0.2 %. inputs: frames with the ids of all rows and what else
-    the network takes. Raises InputError where training diverges.
+    Each epoch at the steady rate ends half way between the weights before it and those after it,
+    which lowers the error as a falling rate would (Zhang et al. 2019, arXiv:1907.08610). There
+    training stops if the second half of the epochs has not lowered the validation error by 0.2 %.
+    inputs: frames with the ids of all rows and what else the network takes. Raises InputError where
+    training diverges.
     """
     compile_model(model, recipe, len(data.training), learning_rate)
-    validation_rows = sample(data.validation, 200_000, SEED)
-    devices = device_count(recipe.batch_size)
-    batches = even_batches(validation_rows, rows_at_once(model), devices)
-    validation = feed(gather(inputs, batches), data, batches, recipe.members)
-    random, errors, weights = generator(SEED, "epochs"), [], None
-    show = progress(recipe.epochs, data.target_info)
-    for epoch in range(1, recipe.epochs + 1):
+    validation = validation_batches(model, inputs, data, recipe)
+    random, errors, best = generator(SEED, "epochs"), [], None
+    last = recipe.steady + recipe.falling
+    show = progress(last, data.target_info)
+    for epoch in range(1, last + 1):
+        before = model.get_weights()
         fit_epoch(model, vocabularies, inputs, data, recipe, random)
+        if epoch <= recipe.steady:
+            model.set_weights([(old + new) / 2 for old, new in zip(before, model.get_weights())])
         errors.append(model.evaluate(**validation, verbose=0, return_dict=True)["error"])
         if not np.isfinite(errors[-1]):
             raise InputError("Training diverged: lower LEARNING_RATE, or look for extreme values.")
         show(epoch, errors[-1])
         if errors[-1] < min(errors[:-1], default=np.inf):
-            weights = model.get_weights()
-        if recipe.falls:
-            continue  # the error falls most at the end
-        late = max(4, int(epoch * recipe.patience))
+            best = model.get_weights()
+        late = max(4, epoch // 2)
         gained = min(errors[-late:]) < 0.998 * min(errors[:-late], default=np.inf)
-        if not gained:
+        if epoch <= recipe.steady and not gained:
             break
-    return finished(model, weights, 1 + int(np.argmin(errors))), errors
+    return finished(model, best, 1 + int(np.argmin(errors))), errors
 
 
-def hidden_share(vocabulary):
-    """Return for each category the share of its cells that training replaces by row 0.
+def hide_some(ids, vocabularies, random):
+    """Replace some categories by row 0, which so learns what to predict of an unknown category.
 
-    The rarer it is the more, so that it is not learned by heart: half of them if it has one row.
+    The rarer a category the more of its cells, so that it is not learned by heart: half of them if
+    it has one row. ids: (steps, batch, columns), changed in place.
     """
-    return 0.002 + 1 / (1 + vocabulary["count"].to_numpy("float32"))
-
-
-def fit_epoch(model, vocabularies, inputs, data, recipe, random):
-    """Let the model learn from every training row once, in random order.
-
-    Some cells have their category replaced by row 0, which so learns what to predict of a category
-    that is unknown. Rows are gathered a million at a time, to save memory.
-    """
-    order = full_batches(random.permutation(data.training), recipe.batch_size)
-    parts = np.array_split(order, -(-order.size // 1_000_000))
-    for number, batches in enumerate(parts, 1):
-        ids, *others = gather(inputs, batches)
-        for column, vocabulary in enumerate(vocabularies.values()):
-            cells = ids[..., column]
-            cells[random.random(cells.shape, "float32") < hidden_share(vocabulary)[cells]] = 0
-        rows = feed([ids, *others], data, batches, recipe.members)
-        model.fit(**rows, shuffle=False, verbose=0)
-        if len(parts) > 1:
-            print(f"  {number} of {len(parts)} parts of the epoch", flush=True)
-
-
-# The rows
-
-
-def load_rows(categorical_columns, numerical_columns):
-    """Read and split the table: both scripts do it here, and so train and test on the same rows."""
-    settings = Settings(TARGET_COLUMN, TASK, LOG_TARGET, SPLIT_COLUMN, WEIGHT_COLUMN, SEED)
-    return read_rows(DATA_FILE, categorical_columns, numerical_columns, settings)
-
-
-def split_rows(row_count, order=None):
-    """Return the part of every row, int8, for code of your own: TRAINING, VALIDATION or TEST.
-
-    Random rows, 80, 10 and 10 %. With SPLIT_COLUMN order is the text of that column. The largest
-    numbers or dates are the test, those before them the validation; of names each has its rows in
-    one part; train, validation and test are what they say. Raises InputError.
-    """
-    return split(row_count, order, SPLIT_COLUMN, SEED)
+    for column, vocabulary in enumerate(vocabularies.values()):
+        share = 0.002 + 1 / (1 + vocabulary["count"].to_numpy("float32"))
+        cells = ids[..., column]
+        cells[random.random(cells.shape, "float32") < share[cells]] = 0
 
 
 # --------------------------------------------------------------------------------------------------
@@ -417,6 +375,22 @@ def check_settings(settings):
         for name in names.split():
             if name in settings and not is_right(settings[name]):
                 raise InputError(f"{name} is {settings[name]!r}; it must be {wanted}.")
+
+
+def load_rows(categorical_columns, numerical_columns):
+    """Read and split the table: both scripts do it here, and so train and test on the same rows."""
+    settings = Settings(TARGET_COLUMN, TASK, LOG_TARGET, SPLIT_COLUMN, WEIGHT_COLUMN, SEED)
+    return read_rows(DATA_FILE, categorical_columns, numerical_columns, settings)
+
+
+def split_rows(row_count, order=None):
+    """Return the part of every row, int8, for code of your own: TRAINING, VALIDATION or TEST.
+
+    Random rows, 80, 10 and 10 %. With SPLIT_COLUMN order is the text of that column. The largest
+    numbers or dates are the test, those before them the validation; of names each has its rows in
+    one part; train, validation and test are what they say. Raises InputError.
+    """
+    return split(row_count, order, SPLIT_COLUMN, SEED)
 
 
 def read_rows(data_file, categorical_columns, numerical_columns, settings):
@@ -861,6 +835,22 @@ def feed(inputs, data, batches, members):
     return {"x": rows.with_options(options)}
 
 
+def fit_epoch(model, vocabularies, inputs, data, recipe, random):
+    """Let the model learn from every training row once, in random order.
+
+    Rows are gathered a million at a time, to save memory.
+    """
+    order = full_batches(random.permutation(data.training), recipe.batch_size)
+    parts = np.array_split(order, -(-order.size // 1_000_000))
+    for number, batches in enumerate(parts, 1):
+        ids, *others = gather(inputs, batches)
+        hide_some(ids, vocabularies, random)
+        rows = feed([ids, *others], data, batches, recipe.members)
+        model.fit(**rows, shuffle=False, verbose=0)
+        if len(parts) > 1:
+            print(f"  {number} of {len(parts)} parts of the epoch", flush=True)
+
+
 def execution():
     """Return how compile should run a step: sixteen at a time, by XLA where it works.
 
@@ -874,6 +864,13 @@ def execution():
     except (tf.errors.OpError, ValueError):
         return {"steps_per_execution": 16, "jit_compile": False}
     return {"steps_per_execution": 16, "jit_compile": True}
+
+
+def validation_batches(model, inputs, data, recipe):
+    """Return at most 200,000 validation rows as the keyword arguments of evaluate."""
+    rows = sample(data.validation, 200_000, SEED)
+    batches = even_batches(rows, rows_at_once(model), device_count(recipe.batch_size))
+    return feed(gather(inputs, batches), data, batches, recipe.members)
 
 
 def in_batches(function, rows, limit=8192):
@@ -904,7 +901,11 @@ def is_large(matrix):
 
 
 def by_size(adamw, sgd, model):
-    """Return SGD for the large embedding matrices of a model and AdamW for the rest, as one."""
+    """Return SGD for the large embedding matrices of a model and AdamW for the rest, as one.
+
+    The loss is a mean over the batch; SGD's rate times the batch size makes it a sum, so that a
+    vector moves by the rate for each occurrence of its category.
+    """
 
     def choose(variable):
         return sgd if "embedding_" in variable.path and is_large(variable) else adamw
@@ -1009,22 +1010,24 @@ def to_units(values, target_info):
     return np.expm1(units) if target_info["log"] else units
 
 
-def bootstrap(losses, data):
-    """Return 1,000 means of each column of losses (test rows, columns), as chance might have them.
+def bootstrap(answers, data):
+    """Return 1,000 errors of each model, as chance might have them: a frame of models and draws.
 
-    All columns have the same rows each time, so that their differences are those of pairs. Rows of
-    one value of SPLIT_COLUMN are drawn together, if it has five values, and of more than 1,000 rows
-    or values blocks are drawn (Efron 1979, Annals of Statistics 7).
+    answers: {model: predictions for the test rows}. All models have the same rows in a draw, so
+    that their differences are those of pairs. Rows of one value of SPLIT_COLUMN are drawn together,
+    if it has five values, and of more than 1,000 rows or values blocks are drawn (Efron 1979,
+    Annals of Statistics 7).
     """
-    weights, rows = data.weights[data.test], np.arange(len(losses))
+    weights, rows = data.weights[data.test], np.arange(len(data.test))
+    of_rows = [losses(data, data.test, predictions) for predictions in answers.values()]
     _, blocks = np.unique(rows if data.groups is None else data.groups, return_inverse=True)
     blocks = blocks if blocks.max() >= 4 else rows
     blocks = blocks * min(blocks.max() + 1, 1000) // (blocks.max() + 1)
-    sums = [np.bincount(blocks, values * weights) for values in [*losses.T, np.ones(len(rows))]]
+    sums = [np.bincount(blocks, values * weights) for values in [*of_rows, np.ones(len(rows))]]
     sums = np.stack(sums, axis=1)
     draws = np.random.default_rng(0).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), 1000)
     means = draws @ sums
-    return means[:, :-1] / means[:, -1:]
+    return pd.DataFrame(means[:, :-1] / means[:, -1:], columns=list(answers))
 
 
 def in_units(error, target_info):
@@ -1326,7 +1329,7 @@ def first_look(data, columns, errors, predictions):
         second = repr(info["classes"][1]) if "classes" in info else ""
         colour = f"share of {second}" if second else f"mean {TARGET_COLUMN}"
     sizes = [len(rows) for rows in (data.training, data.validation, data.test)]
-    alone = intervals({ALONE: losses(data, data.test, predictions)}, data)
+    alone = intervals(bootstrap({ALONE: predictions}, data), info)
     training = [describe_training("build_embeddings.py", errors, info)]
     return {"task": TASK, "target": TARGET_COLUMN, "rows": sizes, "colour": colour,
             "columns": columns, "training": training, "intervals": alone}
@@ -1339,12 +1342,10 @@ def describe_training(script, errors, target_info):
             "kept": 1 + int(np.argmin(errors))}
 
 
-def intervals(losses, data):
-    """Return the 95 % interval of the first figure of each model, {name: losses on test rows}."""
-    means = bootstrap(np.stack([*losses.values()], axis=1), data)
-    bounds = np.quantile(means, [0.025, 0.975], axis=0).T
-    return {name: rounded(in_units(end, data.target_info)[1] for end in ends)
-            for name, ends in zip(losses, bounds)}
+def intervals(draws, target_info):
+    """Return the 95 % interval of each model's error in the target's units, from its draws."""
+    ends = draws.quantile([0.025, 0.975])
+    return {model: rounded(in_units(end, target_info)[1] for end in ends[model]) for model in ends}
 
 
 def write_look(folder, look):

@@ -520,16 +520,16 @@ def test_a_development_part_is_validation_and_a_single_test_row_is_too_few(pair)
 
 
 def test_rows_of_one_name_are_no_more_certain_than_their_names(pair):
-    """Ten names of a hundred rows, the difference is one for each name: drawn as single rows, chance would be denied."""
+    """Ten names of a hundred rows, the error is one for each name: drawn as single rows, chance would be denied."""
     base, random = pair(made_up(60)).base, np.random.default_rng(0)
     names = np.repeat(np.arange(10), 100)
-    differences = random.normal(size=10)[names] + random.normal(size=1000)
-    losses = np.stack([np.zeros(1000), differences], axis=1)
+    answers = random.uniform(1, 3, 10)[names] + random.normal(size=1000, scale=0.1)
     spreads = []
     for groups in (None, names):
-        data = rows_of(base, target=np.zeros(1000), training=[], test=np.arange(1000), groups=groups)
-        spreads.append(base.bootstrap(losses, data)[:, 1].std())
-    of_names = differences.reshape(10, 100).mean(axis=1)
+        info = {"mean": 0, "std": 1, "log": False}
+        data = rows_of(base, target=np.zeros(1000), target_info=info, training=[], test=np.arange(1000), groups=groups)
+        spreads.append(base.bootstrap({"a": answers}, data)["a"].std())
+    of_names = (answers**2).reshape(10, 100).mean(axis=1)
     assert spreads[1] == pytest.approx(of_names.std() / np.sqrt(10), rel=0.1) and spreads[1] > 3 * spreads[0]
 
 

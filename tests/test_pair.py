@@ -406,7 +406,7 @@ def test_the_verdict_tells_chance_from_a_difference(pair):
     def said(ours, theirs):
         answers = {model.MEAN: np.zeros(1000), model.BOOSTING: target + theirs, model.FINAL: target + ours}
         report = {name: one.base.score(data, answer) for name, answer in answers.items()}
-        return model.verdict(report, answers, data)
+        return model.verdict(report, one.base.bootstrap(answers, data))
 
     noise = random.normal(scale=0.1, size=1000)
     assert re.fullmatch(r"The RMSE of embeddings .* is 20.0% lower than that of gradient .*\)\.", said(0.8 * noise, noise))
@@ -490,12 +490,13 @@ def test_row_0_is_trained_by_the_cells_that_are_hidden(pair, monkeypatch):
     monkeypatch.setattr(keras.Model, "fit", lambda model, *a, **k: (starts.append(embedding_weights(model)), fit(model, *a, **k))[1])
     one = pair(made_up())
     one.base.PRIOR = 0
-    for share in (0.05, 0):
-        one.base.hidden_share = lambda vocabulary: np.full(len(vocabulary), share)
+    for hides in (True, False):
+        if not hides:
+            one.base.hide_some = lambda *_: None
         starts.clear()
         one.run_base()
         for column, start in zip(["c", "d"], starts[0], strict=True):
-            assert np.array_equal(one.matrix(column)[0][0], start[0]) == (share == 0), column
+            assert np.array_equal(one.matrix(column)[0][0], start[0]) != hides, column
 
 
 def test_row_0_answers_as_a_model_without_the_column(pair, capsys, graphs):
