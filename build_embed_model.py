@@ -142,7 +142,7 @@ def build_model(matrices, frames, pairs, data, recipe, validation_error):
     seen = np.ones((recipe.members, features.shape[1]), "float32")
     if numbers.shape[1]:
         seen[: recipe.members // 2, others:] = 0  # half of the members do without the means
-    return keras.Model(inputs, base.dense_layers(features, data, recipe, effects, seen))
+    return keras.Model(inputs, base.ensemble(features, data, recipe, effects, seen))
 
 
 # The numbers

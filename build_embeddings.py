@@ -60,7 +60,7 @@ TASK = "regression"  # or "binary", "multiclass"; class labels may be text
 LOG_TARGET = False  # True: regression on log1p(target), for prices, sales and other long tails
 CATEGORICAL_COLUMNS = ["month", "weekday", "hour", "carrier", "origin", "dest",
                        "tailnum", "model", "manufacturer", "engine"]
-SPLIT_COLUMN = None  # "date": the latest rows are the test; "patient": each stays in one part
+SPLIT_COLUMN = None  # None: random rows; of dates the latest are the test; of names each is whole
 WEIGHT_COLUMN = None  # how many cases a row stands for: survey weights, exposure
 
 # embeddings
@@ -68,7 +68,7 @@ MAX_EMBEDDING_DIM = 50  # the longest vector allowed; 8 is easier to look at and
 EMBEDDINGS_DIR = "embeddings"
 
 # training
-EPOCHS = None  # None: see choose_recipe; a number: so many, of which the best is kept
+EPOCHS = None  # None: by the number of rows, see choose_recipe; a number: exactly so many
 BATCH_SIZE = None  # None: by the number of rows; larger is faster, and takes fewer steps
 LEARNING_RATE = 5e-3  # lower it if training diverges
 SEED = 0  # another seed: other random rows held out, other random starts
@@ -79,7 +79,7 @@ def main():
     check_settings(globals())
     join_processes()
     folder = open_folder(EMBEDDINGS_DIR)
-    data = load_rows(CATEGORICAL_COLUMNS, [])
+    data = load_rows(CATEGORICAL_COLUMNS, numerical_columns=[])
     keras.utils.set_random_seed(SEED)
 
     vocabularies = build_vocabularies(data.table, data.training)
@@ -128,7 +128,7 @@ def build_vocabularies(table, training):
 def to_ids(table, vocabularies):
     """Return a frame of ids: the row of each category in its vocabulary, 0 where it has none.
 
-    The columns are taken out of the table, to save memory. An empty cell is a category like others.
+    The columns are taken out of the table, to save memory. An empty cell is the category "".
     """
     ids = {}
     for column, vocabulary in vocabularies.items():
@@ -140,14 +140,14 @@ def to_ids(table, vocabularies):
 # The network
 
 
-PRIOR = 40  # the strength of the L2 penalty on vectors; higher: closer to zero
+PRIOR = 40  # of the L2 penalty on vectors; higher: closer to zero
 
 
 def embedding(start, data, name, trainable=True):
     """Return an embedding layer that starts from a matrix of vectors.
 
-    The penalty, a Gaussian prior, keeps rare categories from overfitting: it weighs less the more
-    training rows there are, and more the longer the vectors.
+    The penalty, a Gaussian prior, keeps rare categories from overfitting. Its strength is PRIOR
+    times the vectors' length over the number of training rows.
     """
     height, dim = start.shape
     penalty = keras.regularizers.L2(PRIOR * dim / len(data.training))
@@ -170,17 +170,17 @@ def build_model(vocabularies, data, recipe):
         shape = len(vocabulary), embedding_dim(len(vocabulary) - 1)
         start = random.uniform(-0.05, 0.05, shape)
         vectors.append(embedding(start, data, f"embedding_{i}")(ids[:, i]))
-    return keras.Model([ids], dense_layers(layers.concatenate(vectors), data, recipe))
+    return keras.Model([ids], ensemble(layers.concatenate(vectors), data, recipe))
 
 
-def dense_layers(features, data, recipe, effects=0.0, seen=1.0):
+def ensemble(features, data, recipe, effects=0.0, seen=1.0):
     """Return the predictions (rows, members), or (rows, members, classes), of an ensemble.
 
     Its members share the layers in the middle; each has scales of its own for the features, at
     random +1 or -1 at the start, and an output layer of its own. Each learns from every row, and
     the mean of their predictions is what counts (TabM: Gorishniy et al. 2024, arXiv:2410.24210).
-    effects, (rows, 1, outputs), and seen, (members, features), 1 for what a member sees and 0 for
-    what not, are those of build_embed_model.py.
+    effects, (rows, 1, outputs), and seen, (members, features), 0 for what a member does not see,
+    are what build_embed_model.py adds.
     """
     hidden = layers.RepeatVector(recipe.members)(features) * seen  # (rows, members, features)
     if recipe.members > 1:
@@ -200,24 +200,25 @@ def dense_layers(features, data, recipe, effects=0.0, seen=1.0):
 
 # Training
 
-Recipe = namedtuple("Recipe", "batch_size members widths weight_decay steady falling")
+Recipe = namedtuple("Recipe", "batch_size members widths weight_decay "
+                              "steady_epochs falling_epochs")
 
 
 def choose_recipe(row_count, epochs, rows_to_see):
     """Return how to train on so many rows, as measured in tests/benchmarks.
 
-    Small tables overfit: they get many members of a small network, and first some epochs at a
-    steady learning rate, after which train may stop. In the falling epochs the rate goes to zero;
-    the network sees some rows_to_see rows in them at most. If the user sets epochs, all fall.
+    Small tables overfit: they get many members of a small network, and some epochs at a steady
+    learning rate before those in which it falls to zero. Falling epochs are fewer where the network
+    would see more than rows_to_see rows, but three at least. If the user sets epochs, all fall.
     """
-    # up to rows: batch size, members, widths, weight decay, steady epochs, falling epochs
+    # up to so many rows: batch size, members, widths, weight decay, steady and falling epochs
     recipes = {
         2_500: (32, 16, (256, 128), 0.20, 32, 64),
         5_000: (64, 16, (256, 128), 0.20, 24, 48),
         10_000: (128, 8, (256, 128), 0.20, 16, 32),
         20_000: (256, 4, (256, 128), 0.15, 12, 24),
         50_000: (512, 2, (512, 256), 0.07, 8, 16),
-        100_000: (512, 2, (512, 256), 0.05, 6, 12),
+        100_000: (512, 2, (512, 256), 0.05, 8, 12),
         3_000_000: (512, 1, (512, 256), 0.05, 0, 30),
         12_000_000: (2048, 1, (512, 256), 0.05, 0, 30),
         np.inf: (8192, 1, (512, 256), 0.05, 0, 30),
@@ -230,19 +231,20 @@ def choose_recipe(row_count, epochs, rows_to_see):
 
 
 def gaussian_loss(target, predictions):
-    """Return each row's squared error over twice the mean of the batch, as a constant.
+    """Return each row's squared error, divided by twice the batch's mean squared error.
 
-    So its gradient is that of the log of the RMSE: free of the target's unit, like that of
-    cross-entropy, and one PRIOR suits both.
+    That divisor is taken for a constant, so that the gradient is that of the log of the RMSE: free
+    of the target's unit, like that of cross-entropy, and one PRIOR suits both.
     """
     squares = ops.square(target - predictions)
-    unit = ops.stop_gradient(ops.mean(squares)) + keras.config.epsilon()
-    return ops.mean(squares, axis=1) / (2 * unit)
+    mean_square = ops.stop_gradient(ops.mean(squares)) + keras.config.epsilon()
+    return ops.mean(squares, axis=1) / (2 * mean_square)
 
 
-# What each member learns from, its loss, and what their mean prediction is judged by on the
-# validation rows, a squared error or a log loss. Target and predictions: (rows, members); classes
-# have an axis more. The target of a regression has mean 0 and standard deviation 1.
+# The loss that each member learns from, and the error of their mean prediction, which chooses the
+# epoch: a squared error or a log loss. Each returns a number for a row. Target and predictions are
+# (rows, members), predictions of classes (rows, members, classes). A regression's target has mean 0
+# and standard deviation 1.
 LOSSES = {
     "regression": (gaussian_loss, keras.losses.mean_squared_error),
     "binary": ("binary_crossentropy", keras.losses.binary_crossentropy),
@@ -251,66 +253,66 @@ LOSSES = {
 }
 
 
-def error(target, predictions):
+def mean_error(target, predictions):
     """Return the error of the mean prediction of the members, for each row."""
     _, judge = LOSSES[TASK]
     return judge(target[:, :1], ops.mean(predictions, axis=1, keepdims=True))
 
 
-def compile_model(model, recipe, row_count, learning_rate):
-    """Compile with AdamW, whose rate is steady, then falls to zero along half a cosine."""
-    steps = -(-row_count // recipe.batch_size)
-
-    def schedule(rate):
-        return keras.optimizers.schedules.CosineDecay(
-            rate, recipe.falling * steps, warmup_target=rate, warmup_steps=recipe.steady * steps)
-
-    adamw = keras.optimizers.AdamW(schedule(learning_rate), recipe.weight_decay)
+def compile_model(model, recipe):
+    """Compile with AdamW; large embedding matrices have SGD, see by_size."""
+    adamw = keras.optimizers.AdamW(weight_decay=recipe.weight_decay)
     adamw.exclude_from_weight_decay(var_names=["bias", "embeddings"])
-    sgd = keras.optimizers.SGD(schedule(learning_rate * recipe.batch_size))
-    optimizer = by_size(adamw, sgd, model)
+    optimizer = by_size(adamw, model)
     loss, _ = LOSSES[TASK]
-    model.compile(optimizer, loss, weighted_metrics=[error], **execution())
+    model.compile(optimizer, loss, weighted_metrics=[mean_error], **execution())
     optimizer.build(model.trainable_variables)  # else TensorFlow traces the first step twice
 
 
 def train(model, vocabularies, inputs, data, recipe, learning_rate):
     """Return the model with the weights of its best epoch, and each epoch's validation error.
 
-    Each epoch at the steady rate ends half way between the weights before it and those after it,
-    which lowers the error as a falling rate would (Zhang et al. 2019, arXiv:1907.08610). There
-    training stops if the second half of the epochs has not lowered the validation error by 0.2 %.
+    At the steady rate each epoch ends half way between the weights before it and those after it,
+    which lowers the error as a smaller rate would (Zhang et al. 2019, arXiv:1907.08610). Then, if
+    the later half of the epochs has lowered the validation error by 3 %, the rate falls along half
+    a cosine; noisy tables, on which it would only let the network overfit, go on as before. They
+    end where the later half, four epochs or more, has not lowered the error by 0.2 %.
     inputs: frames with the ids of all rows and what else the network takes. Raises InputError where
     training diverges.
     """
-    compile_model(model, recipe, len(data.training), learning_rate)
+    compile_model(model, recipe)
     validation = validation_batches(model, inputs, data, recipe)
     random, errors, best = generator(SEED, "epochs"), [], None
-    last = recipe.steady + recipe.falling
+    last = recipe.steady_epochs + recipe.falling_epochs
+    falls = recipe.steady_epochs == 0
     show = progress(last, data.target_info)
     for epoch in range(1, last + 1):
         before = model.get_weights()
-        fit_epoch(model, vocabularies, inputs, data, recipe, random)
-        if epoch <= recipe.steady:
+        fallen = epoch - recipe.steady_epochs if falls else 0
+        rates = learning_rate * falling_rates(fallen, recipe, len(data.training))
+        fit_epoch(model, vocabularies, inputs, data, recipe, random, rates)
+        if not falls:
             model.set_weights([(old + new) / 2 for old, new in zip(before, model.get_weights())])
-        errors.append(model.evaluate(**validation, verbose=0, return_dict=True)["error"])
+        errors.append(model.evaluate(**validation, verbose=0, return_dict=True)["mean_error"])
         if not np.isfinite(errors[-1]):
             raise InputError("Training diverged: lower LEARNING_RATE, or look for extreme values.")
         show(epoch, errors[-1])
         if errors[-1] < min(errors[:-1], default=np.inf):
             best = model.get_weights()
-        late = max(4, epoch // 2)
-        gained = min(errors[-late:]) < 0.998 * min(errors[:-late], default=np.inf)
-        if epoch <= recipe.steady and not gained:
+        recent = max(4, epoch // 2)
+        gain = 1 - min(errors[-recent:]) / min(errors[:-recent], default=np.inf)
+        if not falls and gain < 0.002:
             break
+        falls = falls or (epoch == recipe.steady_epochs and gain > 0.03)
     return finished(model, best, 1 + int(np.argmin(errors))), errors
 
 
 def hide_some(ids, vocabularies, random):
     """Replace some categories by row 0, which so learns what to predict of an unknown category.
 
-    The rarer a category the more of its cells, so that it is not learned by heart: half of them if
-    it has one row. ids: (steps, batch, columns), changed in place.
+    Called anew for each epoch, on training rows alone. The rarer a category the more often, so that
+    it is not learned by heart: one of a single row in half of the epochs. ids: (steps, batch,
+    columns), changed in place.
     """
     for column, vocabulary in enumerate(vocabularies.values()):
         share = 0.002 + 1 / (1 + vocabulary["count"].to_numpy("float32"))
@@ -319,7 +321,7 @@ def hide_some(ids, vocabularies, random):
 
 
 # --------------------------------------------------------------------------------------------------
-# What stands below serves both scripts; whoever wants to change the model can leave it unread.
+# What stands below serves both scripts; to change the network or its loss, you need not read it.
 # --------------------------------------------------------------------------------------------------
 
 
@@ -704,6 +706,9 @@ def encode_target(target, parts, weights, data_file, settings):
         return encode_classes(target, training, test, name, task)
     if log_target and target.min() <= -1:
         raise InputError(f"LOG_TARGET needs values above -1, but {name!r} has {target.min():g}.")
+    if log_target and target.max() < 0.5:
+        print(f"  LOG_TARGET does little: {name} has no value above 0.5, where log1p hardly bends; "
+              "multiply it, say by 1000.")
     values = np.log1p(target) if log_target else target
     learned, extreme = values.copy(), is_extreme(values, training)
     if extreme.any():
@@ -835,20 +840,32 @@ def feed(inputs, data, batches, members):
     return {"x": rows.with_options(options)}
 
 
-def fit_epoch(model, vocabularies, inputs, data, recipe, random):
+def falling_rates(epoch, recipe, row_count):
+    """Return what the rate is multiplied by in each part of a falling epoch, from 1 to 0.
+
+    Along half a cosine (Loshchilov and Hutter 2016, arXiv:1608.03983); 1 before the first epoch. Of
+    few epochs each has many parts, and a part has not much more than a million rows.
+    """
+    parts = max(1, 24 // recipe.falling_epochs, row_count // 1_000_000)
+    parts = min(parts, -(-row_count // recipe.batch_size))
+    passed = (epoch - 1 + (np.arange(parts) + 0.5) / parts) / recipe.falling_epochs
+    return (1 + np.cos(np.pi * passed.clip(0))) / 2
+
+
+def fit_epoch(model, vocabularies, inputs, data, recipe, random, rates):
     """Let the model learn from every training row once, in random order.
 
-    Rows are gathered a million at a time, to save memory.
+    Rows are gathered in as many parts as there are rates, which saves memory on large tables.
     """
     order = full_batches(random.permutation(data.training), recipe.batch_size)
-    parts = np.array_split(order, -(-order.size // 1_000_000))
-    for number, batches in enumerate(parts, 1):
+    for number, batches in enumerate(np.array_split(order, len(rates))):
         ids, *others = gather(inputs, batches)
         hide_some(ids, vocabularies, random)
         rows = feed([ids, *others], data, batches, recipe.members)
+        set_rate(model.optimizer, rates[number], recipe.batch_size)
         model.fit(**rows, shuffle=False, verbose=0)
-        if len(parts) > 1:
-            print(f"  {number} of {len(parts)} parts of the epoch", flush=True)
+        if order.size > 2_000_000:
+            print(f"  {number + 1} of {len(rates)} parts of the epoch", flush=True)
 
 
 def execution():
@@ -900,12 +917,9 @@ def is_large(matrix):
     return can_mix and np.prod(matrix.shape) >= 500_000
 
 
-def by_size(adamw, sgd, model):
-    """Return SGD for the large embedding matrices of a model and AdamW for the rest, as one.
-
-    The loss is a mean over the batch; SGD's rate times the batch size makes it a sum, so that a
-    vector moves by the rate for each occurrence of its category.
-    """
+def by_size(adamw, model):
+    """Return SGD for the large embedding matrices of a model and AdamW for the rest, as one."""
+    sgd = keras.optimizers.SGD()
 
     def choose(variable):
         return sgd if "embedding_" in variable.path and is_large(variable) else adamw
@@ -913,6 +927,17 @@ def by_size(adamw, sgd, model):
     if all(choose(variable) is adamw for variable in model.trainable_variables):
         return adamw
     return keras.optimizers.MultiOptimizer(choose)
+
+
+def set_rate(optimizer, rate, batch_size):
+    """Set the learning rate of an optimizer that by_size returned.
+
+    The loss is a mean over the batch; SGD's rate times the batch size makes it a sum, so that a
+    vector moves by the rate for each occurrence of its category.
+    """
+    for each in getattr(optimizer, "optimizers", [optimizer]):
+        is_sgd = isinstance(each, keras.optimizers.SGD)
+        each.learning_rate = float(rate * batch_size if is_sgd else rate)
 
 
 # Several processes

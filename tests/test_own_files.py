@@ -533,6 +533,15 @@ def test_rows_of_one_name_are_no_more_certain_than_their_names(pair):
     assert spreads[1] == pytest.approx(of_names.std() / np.sqrt(10), rel=0.1) and spreads[1] > 3 * spreads[0]
 
 
+@pytest.mark.parametrize("largest", [0.4, 400])
+def test_a_logarithm_that_does_little_is_said(pair, capsys, largest):
+    table = made_up(60)
+    table["y"] = np.linspace(0, largest, 60)
+    one = pair(table, {"LOG_TARGET": True})
+    one.call(one.base.load_rows, ["c"], [])
+    assert ("LOG_TARGET does little: y has no value above 0.5" in capsys.readouterr().out) == (largest < 1)
+
+
 @pytest.mark.parametrize("texts", [["2.10", "2.1"], ["1.50", "15"], ["10", "1"]])
 def test_numbers_that_differ_are_not_alike(pair, texts):
     base = pair(made_up(60)).base

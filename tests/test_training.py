@@ -27,7 +27,7 @@ def record(monkeypatch):
     def looked_at(self, x, **settings):
         seen["validation"].append(np.concatenate([inputs[0] for inputs, *_ in x]))
         figures = evaluate(self, x=x, **settings)
-        seen["errors"].append(figures["error"])
+        seen["errors"].append(figures["mean_error"])
         return figures
 
     monkeypatch.setattr(keras.Model, "fit", kept)
@@ -60,8 +60,10 @@ def test_a_large_table_is_gathered_in_parts_that_make_up_an_epoch(pair, monkeypa
     monkeypatch.setattr(base, "feed", lambda inputs, data, batches, members: gathered.append(batches) or {})
     monkeypatch.setattr(keras.Model, "fit", lambda *_, **__: None)
     ids = pd.DataFrame({"c": np.zeros(rows, "int8")})
-    base.fit_epoch(keras.Sequential(), {}, [ids], data, recipe, np.random.default_rng(0))
-    assert len(gathered) == 3 and max(part.size for part in gathered) <= 1_000_000
+    model = keras.Sequential()
+    model.optimizer = keras.optimizers.SGD()
+    base.fit_epoch(model, {}, [ids], data, recipe, np.random.default_rng(0), base.falling_rates(1, recipe, rows))
+    assert len(gathered) == 8 and max(part.size for part in gathered) <= 1_000_000
     assert np.array_equal(np.sort(np.concatenate(gathered).ravel()), np.arange(rows))
 
 
@@ -85,40 +87,50 @@ def test_rare_categories_are_hidden_more_often_and_none_on_the_validation_rows(p
 @pytest.mark.parametrize("rows", [17, 1_000, 3_000, 6_000, 20_000, 70_000, 300_000, 2_000_000, 40_000_000])
 def test_training_has_a_limit(base, rows):
     recipe = base.choose_recipe(rows, None, 900_000)
-    assert recipe.falling <= max(3, 900_000 / rows) and recipe.steady <= 32
-    assert (recipe.steady == 0) == (rows > 100_000)
+    assert recipe.falling_epochs <= max(3, 900_000 / rows) and recipe.steady_epochs <= 32
+    assert (recipe.steady_epochs == 0) == (rows > 100_000)
     assert base.choose_recipe(rows, 7, 3_000_000)[-2:] == (0, 7)
     base.BATCH_SIZE = 48
     assert base.choose_recipe(rows, None, 3_000_000).batch_size == 48
 
 
-@pytest.mark.parametrize("steady", [0, 2])
-def test_the_rate_is_steady_and_then_falls_to_zero(base, steady):
-    """The optimizer's own rate after each epoch of seven steps."""
-    recipe = base.choose_recipe(100, None, 900)._replace(batch_size=16, steady=steady, falling=4)
-    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
-    base.compile_model(model, recipe, 100, 0.005)
-    rates = []
-    for _ in range(steady + 4):
-        model.fit(np.ones((112, 1)), np.ones((112, 1)), batch_size=16, verbose=0)
-        rates.append(float(model.optimizer.learning_rate))
-    assert rates[:steady] == pytest.approx([0.005] * steady)
-    assert rates[steady:] == pytest.approx([0.0025 * (1 + np.cos(np.pi * epoch / 4)) for epoch in (1, 2, 3, 4)], abs=1e-9)
+@pytest.mark.parametrize("falling", [4, 24, 40])
+def test_the_rate_falls_along_half_a_cosine(base, falling):
+    recipe = base.choose_recipe(100, None, 900)._replace(batch_size=4, falling_epochs=falling)
+    rates = np.concatenate([base.falling_rates(epoch, recipe, 100) for epoch in range(1, falling + 1)])
+    assert len(rates) >= 24 and rates[0] > 0.99 and rates[-1] < 0.01
+    middles = (np.arange(len(rates)) + 0.5) / len(rates)
+    np.testing.assert_allclose(rates, 0.5 + 0.5 * np.cos(np.pi * middles))
+    assert len(base.falling_rates(1, recipe._replace(falling_epochs=1), 5_000_000)) == 24
+    assert len(base.falling_rates(1, recipe._replace(falling_epochs=1), 50_000_000)) == 50, "a million rows each"
+    assert len(base.falling_rates(1, recipe._replace(falling_epochs=1), 7)) == 2, "no more than there are steps"
 
 
-def test_a_steady_epoch_ends_half_way(base, monkeypatch):
-    """Each epoch of fit would double the one weight, from 1 on; of two steady and two falling ones, each with its rows seen."""
-    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")])
-    monkeypatch.setattr(base, "fit_epoch", lambda model, *_: model.set_weights([2 * model.get_weights()[0]]))
+def small_model():
+    return keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")])
+
+
+@pytest.mark.parametrize("falls", [True, False])
+def test_a_steady_epoch_ends_half_way_and_the_rate_falls_if_it_gains(base, monkeypatch, falls):
+    """Each epoch of fit would double the one weight, which is 1 at the start; the later four of eight epochs gain 8 or 2 %."""
+    model, seen, rates = small_model(), [], []
+
+    def double(*inputs):
+        rates.append(inputs[-1])
+        model.set_weights([2 * model.get_weights()[0]])
+
+    monkeypatch.setattr(base, "fit_epoch", double)
     monkeypatch.setattr(base, "compile_model", lambda *_: None)
     monkeypatch.setattr(base, "validation_batches", lambda *_: {})
-    seen = []
-    errors = iter([4.0, 3.0, 1.0, 2.0])
-    monkeypatch.setattr(model, "evaluate", lambda **_: seen.append(model.get_weights()[0].item()) or {"error": next(errors)})
+    errors = (0.98 if falls else 0.995) ** np.arange(12.0)
+    monkeypatch.setattr(model, "evaluate", lambda **_: seen.append(model.get_weights()[0].item()) or {"mean_error": errors[len(seen) - 1]})
     data = rows_of(base, training=[0], target_info={"mean": 0, "std": 1, "log": False})
-    recipe = base.choose_recipe(100, None, 900)._replace(steady=2, falling=2)
-    model, _ = base.train(model, {}, [], data, recipe, 0.005)
-    assert seen == [1.5, 2.25, 4.5, 9] and model.get_weights()[0].item() == 4.5
+    recipe = base.choose_recipe(100, None, 900)._replace(steady_epochs=8, falling_epochs=4)
+    _, found = base.train(model, {}, [], data, recipe, 0.005)
+    np.testing.assert_array_equal(found, errors)
+    np.testing.assert_allclose(np.divide(seen, [1, *seen[:-1]]), [1.5] * 8 + [2.0 if falls else 1.5] * 4)
+    assert rates[:8] == [[0.005]] * 8 and (rates[8:] == [[0.005]] * 4) != falls
+    assert not falls or rates[-1][-1] < 0.0003
 
 
 def two_matrices(base):
@@ -132,11 +144,11 @@ def test_only_a_large_matrix_is_left_to_sgd(base):
     """The smaller one has AdamW, and its prior in its layer; without a large one there is AdamW alone."""
     model, small, large = two_matrices(base)
     recipe = base.choose_recipe(100, 3, 900)
-    base.compile_model(model, recipe, 100, 0.005)
-    assert {type(each).__name__: len(each.variables) for each in model.optimizer.optimizers} == {"AdamW": 3, "SGD": 1}
+    base.compile_model(model, recipe)
+    assert {type(each).__name__: len(each.variables) for each in model.optimizer.optimizers} == {"AdamW": 4, "SGD": 2}
     assert small.embeddings_regularizer.l2 == pytest.approx(40 * 50 / 100) and large.embeddings_regularizer is None
     alone = keras.Model(model.inputs, small(model.inputs[0][:, 0]))
-    base.compile_model(alone, recipe, 100, 0.005)
+    base.compile_model(alone, recipe)
     assert type(alone.optimizer) is keras.optimizers.AdamW
 
 
@@ -144,7 +156,8 @@ def test_a_step_changes_the_rows_of_the_batch_alone_where_a_matrix_is_large(base
     """One step against NumPy: a row moves by the learning rate times the sum of its cells' gradients; AdamW moves every row."""
     model, small, large = two_matrices(base)
     batch, target = np.array([[1, 1], [6, 6], [1, 1]] * 10 + [[7, 7]] * 2), np.full((32, 1), 3.0, "float32")
-    base.compile_model(model, base.choose_recipe(100, 3, 900), 100, 0.005)
+    base.compile_model(model, base.choose_recipe(100, 3, 900))
+    base.set_rate(model.optimizer, 0.005, 32)
     model.train_on_batch(batch, target)
     # gaussian_loss: its slope for an answer is (answer - target) / (32 * mean squared error), and each answer is 50 + 50
     slope = (100 - 3) / (32 * 97.0**2)
@@ -254,7 +267,7 @@ def test_training_ends_where_it_brings_nothing(pair, graphs, monkeypatch):
             before, last = seen["errors"][:-late], seen["errors"][-late:]
             assert min(last) >= 0.998 * min(before), "it ended without a reason"
     recipe = one.base.choose_recipe(320, None, 900_000)
-    assert ended[0] < recipe.steady and ended[1] == recipe.steady + recipe.falling
+    assert ended[0] < recipe.steady_epochs and ended[1] == recipe.steady_epochs + recipe.falling_epochs
 
 
 @pytest.mark.parametrize("epochs", [40, None])

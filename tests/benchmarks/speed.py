@@ -143,9 +143,9 @@ def main():
     pairs = script.pairs_that_repeat(ids, data)
     frames = ids, numbers, pd.DataFrame(index=ids.index)  # so large a table has no mean targets
     model = script.build_model(matrices, frames, pairs, data, recipe, validation_error=0.01)
-    base.compile_model(model, recipe, len(rows), 1e-3)
+    base.compile_model(model, recipe)
     few = rows[: STEPS * recipe.batch_size].reshape(STEPS, recipe.batch_size)
-    batches = base.feed(base.gather([ids, numbers], few), target[few], recipe.members)
+    batches = base.feed(base.gather([ids, numbers], few), data, few, recipe.members)
     batch = base.gather([ids.astype("int32"), numbers.astype("float32")], few.ravel())
     features = next(layer for layer in model.layers if isinstance(layer, keras.layers.Dense) and layer.units == recipe.widths[0]).kernel.shape[0]
     squeezed = [(d.shape[1], 8) for d in matrices if d.shape[1] > 8]
