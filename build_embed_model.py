@@ -24,7 +24,6 @@ import re
 import sys
 import warnings
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
 
 import build_embeddings as base  # before keras: it sets what TensorFlow reads at its start
 import keras
@@ -85,9 +84,9 @@ def main():
 
     report = compare(answers, run["test"][base.ALONE], data)
     print_report(report, len(data.test), run["unknown"])
-    worth = column_worth(model, inputs, tables, sizes, data)
+    worth = column_worth(model, inputs, tables, data)
     print_worth(worth)
-    look = second_look(folder, report, answers, worth, errors, data)
+    look = second_look(folder, report, predictions, worth, errors, data)
     save_model(folder, run, raw_model(model, vocabularies, tables, data), report, look)
 
 
@@ -154,9 +153,9 @@ def embed_numbers(numbers, medians, scales, steps):
     """Return the numerical columns as a network can use them: (rows, features).
 
     Each column is scaled and softly clipped to -3 ... 3 (RealMLP), so that no outlier weighs more;
-    a missing cell becomes 0 and sets a mark. Each is also seen as a ladder, how far up each step it
-    is, 0 to 1, from which a small layer makes bends and jumps (piecewise-linear embedding,
-    Gorishniy et al. 2022).
+    a missing cell becomes 0 and sets a mark. Each is also seen as a ladder of steps: for each step
+    0 below it, 1 above it, and between how far the number has come; from this a small layer makes
+    bends and jumps (piecewise-linear embedding, Gorishniy et al. 2022).
     """
     scaled = layers.Rescaling(scales.tolist(), (-medians * scales).tolist())(numbers)
     missing = ops.isnan(numbers)
@@ -250,6 +249,7 @@ def fit_scales(numbers, training):
 # Mean targets
 
 FOLDS = 5
+WIDTH = 46_340  # the most ids of a column in a pair: the square of one more does not fit int32
 SMOOTHING = 10  # the mean of so many rows counts as much as that of all rows, which is 0
 
 
@@ -257,41 +257,38 @@ def target_means(ids, pairs, sizes, data):
     """Return the mean targets of each row's categories and pairs, and a table of them for each.
 
     tables: {places of one column or two: the means by number_groups}, of columns of more than 20
-    categories and of pairs. No training row sees its own target: each fifth of them has the means
-    of the other four. All other rows have the mean of those five, in which a category of few rows
-    is drawn to 0 as much. Above 100,000 training rows vectors learn all of this better, and of more
-    than 20 classes the means would fill the memory: there are none.
+    categories and of pairs. Training rows are in five folds, and a row's means come from the other
+    four, so that none sees its own target. All other rows get the mean of the five versions. There
+    are none above 100,000 training rows, where vectors learn this better, nor of more than 20
+    classes, whose means would fill the memory.
     """
     groups = [(place,) for place, size in enumerate(sizes) if size > 21]
-    groups += [(a, b) for a, b in pairs if sizes[a] * sizes[b] < 2**31]  # where int32 ends
-    if len(data.training) > 100_000 or data.outputs > 20:
-        groups = []
+    groups += [(a, b) for a, b in pairs if max(sizes[a], sizes[b]) <= WIDTH]
+    if len(data.training) > 100_000 or data.outputs > 20 or not groups:
+        return pd.DataFrame(index=ids.index), {}
     targets = data.target[data.training]
     targets = np.eye(data.outputs)[targets] if data.outputs > 1 else targets[:, None]
     weights = data.weights[data.training][:, None]
     targets = targets - np.average(targets, axis=0, weights=weights[:, 0])
     targets = targets / targets.std(axis=0)
     fold = base.generator(base.SEED, "folds").permutation(len(targets)) % FOLDS
-    numbers = number_groups(ids.iloc[data.training].to_numpy("int64"), groups, sizes)
-    tables, fitted = {}, [np.empty((len(targets), 0))]
+    numbers = number_groups(ids.iloc[data.training].to_numpy("int64"), groups)
+    tables, fitted = {}, []
     for group, number in zip(groups, numbers):
         tables[group], means = cross_fit(number, targets, weights, fold)
         fitted.append(means)
-    means = look_up_means(ids, tables, sizes)
+    means = look_up_means(ids, tables)
     means.iloc[data.training] = np.hstack(fitted).astype("float32")
     return means, tables
 
 
-def number_groups(ids, groups, sizes):
-    """Return for each group of columns a number that tells its categories in each row.
-
-    ids: (rows, columns), an array or what a network sees; sizes: the rows of each column's matrix.
-    """
+def number_groups(ids, groups):
+    """Return for each group of columns a number that tells its categories in each row of ids."""
     numbers = []
     for group in groups:
         number = 0
         for place in group:
-            number = number * sizes[place] + ids[:, place]
+            number = number * WIDTH + ids[:, place]
         numbers.append(number)
     return numbers
 
@@ -314,17 +311,17 @@ def cross_fit(numbers, targets, weights, fold):
     return table, means[fold, codes]
 
 
-def look_up_means(ids, tables, sizes):
+def look_up_means(ids, tables):
     """Return a frame of the means that tables have for the rows of ids, 0 for what is not there."""
-    numbers = number_groups(ids.to_numpy("int64"), tables, sizes)
+    numbers = number_groups(ids.to_numpy("int64"), tables)
     means = [table.reindex(n, fill_value=0) for n, table in zip(numbers, tables.values())]
-    return pd.DataFrame(np.hstack([np.empty((len(ids), 0), "float32"), *means]))
+    return pd.DataFrame(np.hstack(means))
 
 
-def means_layer(ids, tables, sizes):
+def means_layer(ids, tables):
     """Return what look_up_means does, in a network."""
     means = []
-    for number, table in zip(number_groups(ids, tables, sizes), tables.values()):
+    for number, table in zip(number_groups(ids, tables), tables.values()):
         place = layers.IntegerLookup(vocabulary=table.index.to_numpy())(number)  # 0 if not there
         rows = np.vstack([np.zeros((1, table.shape[1])), table])
         means.append(layers.Embedding(*rows.shape, weights=[rows], trainable=False)(place))
@@ -440,7 +437,7 @@ def verdict(figures, draws):
     return sentence
 
 
-def column_worth(model, inputs, tables, sizes, data):
+def column_worth(model, inputs, tables, data):
     """Return how far the test error rises when a column is shuffled, the largest rise first.
 
     On at most 5,000 test rows (permutation importance: Breiman 2001, Machine Learning 45).
@@ -461,7 +458,7 @@ def column_worth(model, inputs, tables, sizes, data):
             shuffled = [*frames]
             shuffled[i] = frame.assign(**{column: frame[column].to_numpy()[order]})
             if i == 0 and tables:
-                shuffled[-1] = look_up_means(shuffled[0], tables, sizes)
+                shuffled[-1] = look_up_means(shuffled[0], tables)
             _, value = figure(shuffled)
             worth.append({"column": column, "name": name, "figure": value, "rise": value - own})
     return sorted(worth, key=lambda each: -each["rise"])
@@ -499,18 +496,18 @@ def check_rows(data, run, vocabularies):
                                   "take it off NUMERICAL_COLUMNS.")
 
 
-def second_look(folder, report, answers, worth, errors, data):
+def second_look(folder, report, predictions, worth, errors, data):
     """Return what look.html shows after the second script."""
     look, info = base.read_look(folder), data.target_info
     intervals = look.get("intervals", {}) | report["intervals"]
     training = base.describe_training("build_embed_model.py", errors, info)
     look["training"] = [*look.get("training", [])[:1], training]
     look["report"] = {**report, "intervals": intervals}
-    look["worth"], target, final = worth, data.target[data.test], answers[FINAL]
+    look["worth"], target, final = worth, data.target[data.test], predictions
     if base.TASK == "regression":
         few = base.sample(np.arange(len(target)), 2000, base.SEED)
-        both = [base.rounded(base.to_units(values[few], info)) for values in (final, target)]
-        look["answers"] = dict(zip(["predicted", "actual"], both))
+        look["answers"] = {"predicted": base.rounded(base.to_units(final[few], info)),
+                           "actual": base.rounded(base.to_units(target[few], info))}
         return look
     chances = final if base.TASK == "binary" else final.max(axis=1)
     true = target if base.TASK == "binary" else target == final.argmax(axis=1)
@@ -546,7 +543,7 @@ def raw_model(model, vocabularies, tables, data):
             numbers[column] = ops.cast(centred, "float32")
         stacked.append(ops.stack(list(numbers.values()), axis=1))
     if tables:
-        stacked.append(means_layer(stacked[0], tables, [len(v) for v in vocabularies.values()]))
+        stacked.append(means_layer(stacked[0], tables))
     network = keras.Model(model.inputs, model.outputs[0])  # without the loss, which no file holds
     predictions = ops.mean(network(stacked), axis=1)
     if base.TASK == "regression":  # float32 would not tell values around 1e9 apart
@@ -629,14 +626,13 @@ def embed(frame):
     have gets row 0. Warns as predict does. Raises base.InputError.
     """
     run = base.read_run(base.here(base.EMBEDDINGS_DIR))
-    check_frame(frame)
-    replaced = [*CATEGORICAL_COLUMNS, base.TARGET_COLUMN]
-    parts = [frame.drop(columns=replaced, errors="ignore")]
+    vectors = []
     for column in CATEGORICAL_COLUMNS:
         weights, _ = load_embedding(column, run)
         _, ids = read_text(frame, column, run)
-        parts.append(pd.DataFrame(weights[ids], index=frame.index).add_prefix(f"{column}_"))
-    return pd.concat(parts, axis=1)
+        vectors.append(pd.DataFrame(weights[ids], index=frame.index).add_prefix(f"{column}_"))
+    others = frame.drop(columns=[*CATEGORICAL_COLUMNS, base.TARGET_COLUMN], errors="ignore")
+    return pd.concat([others, *vectors], axis=1)
 
 
 def saved_files(column, run):
@@ -682,7 +678,8 @@ def load_model(file, checksum, version):
                               "build_embed_model.py.") from error
 
 
-warnings.filterwarnings("ignore", message="When providing `inputs` as a dict")  # see TAKEN
+# An input may bear another name than its column, see TAKEN
+warnings.filterwarnings("ignore", message="When providing `inputs` as a dict")
 
 
 def read_numbers(frame, column):
@@ -751,16 +748,11 @@ READ_AS_MISSING = ["NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "<N
                    "#N/A N/A", "-nan", "-NaN"]
 
 
-def check_frame(frame):
-    """Raise base.InputError for what is no frame."""
+def only_column(frame, column):
+    """Return a column of a frame as objects; raises base.InputError where it is not there once."""
     if not isinstance(frame, pd.DataFrame):
         raise base.InputError(f"predict and embed take a pandas DataFrame, not {type(frame)}: read "
                               "the file with pandas.read_csv, or use frame[[column]].")
-
-
-def only_column(frame, column):
-    """Return a column of a frame as objects; raises base.InputError where it is not there once."""
-    check_frame(frame)
     if list(frame.columns).count(column) != 1:
         raise base.InputError(f"The frame has no column {column!r}, or two: the model needs one; "
                               "if it is not known, add it empty.")

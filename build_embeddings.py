@@ -96,7 +96,8 @@ def main():
 
     predictions = predict_rows(model, [ids], data.test)
     figures = score(data, predictions)
-    print("Test", describe(figures), TARGET_COLUMN)
+    told = [f"{name} {written(figure)}" for name, figure in figures.items()]
+    print("Test", ", ".join(told), TARGET_COLUMN)
     names = [f"embedding_{i}" for i in range(len(vocabularies))]  # as build_model calls them
     matrices = [model.get_layer(name).get_weights()[0] for name in names]
     columns = describe_columns(matrices, vocabularies, mean_targets(ids, vocabularies, data))
@@ -217,7 +218,7 @@ def choose_recipe(row_count, epochs, rows_to_see):
         5_000: (64, 16, (256, 128), 0.20, 24, 48),
         10_000: (128, 8, (256, 128), 0.20, 16, 32),
         20_000: (256, 4, (256, 128), 0.15, 12, 24),
-        50_000: (512, 2, (512, 256), 0.07, 8, 16),
+        50_000: (512, 2, (512, 256), 0.07, 12, 16),
         100_000: (512, 2, (512, 256), 0.05, 8, 12),
         3_000_000: (512, 1, (512, 256), 0.05, 0, 30),
         12_000_000: (2048, 1, (512, 256), 0.05, 0, 30),
@@ -273,10 +274,9 @@ def train(model, vocabularies, inputs, data, recipe, learning_rate):
     """Return the model with the weights of its best epoch, and each epoch's validation error.
 
     At the steady rate each epoch ends half way between the weights before it and those after it,
-    which lowers the error as a smaller rate would (Zhang et al. 2019, arXiv:1907.08610). Then, if
-    the later half of the epochs has lowered the validation error by 3 %, the rate falls along half
-    a cosine; noisy tables, on which it would only let the network overfit, go on as before. They
-    end where the later half, four epochs or more, has not lowered the error by 0.2 %.
+    which lowers the error as a smaller rate would (Zhang et al. 2019, arXiv:1907.08610). Training
+    ends there if the later half of the epochs, at least four, brought nothing. Then the rate falls,
+    and training ends half way if that brought nothing: a noisy table is only learned by heart.
     inputs: frames with the ids of all rows and what else the network takes. Raises InputError where
     training diverges.
     """
@@ -284,27 +284,29 @@ def train(model, vocabularies, inputs, data, recipe, learning_rate):
     validation = validation_batches(model, inputs, data, recipe)
     random, errors, best = generator(SEED, "epochs"), [], None
     last = recipe.steady_epochs + recipe.falling_epochs
-    falls = recipe.steady_epochs == 0
     show = progress(last, data.target_info)
     for epoch in range(1, last + 1):
-        before = model.get_weights()
-        fallen = epoch - recipe.steady_epochs if falls else 0
+        before, fallen = model.get_weights(), epoch - recipe.steady_epochs
         rates = learning_rate * falling_rates(fallen, recipe, len(data.training))
         fit_epoch(model, vocabularies, inputs, data, recipe, random, rates)
-        if not falls:
+        if fallen <= 0:
             model.set_weights([(old + new) / 2 for old, new in zip(before, model.get_weights())])
         errors.append(model.evaluate(**validation, verbose=0, return_dict=True)["mean_error"])
         if not np.isfinite(errors[-1]):
             raise InputError("Training diverged: lower LEARNING_RATE, or look for extreme values.")
-        show(epoch, errors[-1])
+        show(errors)
         if errors[-1] < min(errors[:-1], default=np.inf):
             best = model.get_weights()
-        recent = max(4, epoch // 2)
-        gain = 1 - min(errors[-recent:]) / min(errors[:-recent], default=np.inf)
-        if not falls and gain < 0.002:
+        if fallen <= 0 and not has_gained(errors, max(4, epoch // 2)):
             break
-        falls = falls or (epoch == recipe.steady_epochs and gain > 0.03)
+        if fallen == recipe.falling_epochs // 2 and not has_gained(errors, fallen):
+            break
     return finished(model, best, 1 + int(np.argmin(errors))), errors
+
+
+def has_gained(errors, count):
+    """Return whether the last epochs, count of them, lowered the least error by 0.2 % or more."""
+    return min(errors[-count:]) < 0.998 * min(errors[:-count], default=np.inf)
 
 
 def hide_some(ids, vocabularies, random):
@@ -522,13 +524,7 @@ def read_chunks(data_file, columns):
 
 def to_numbers(cells):
     """Return cells as float64: NaN where missing, infinite where they are no number of float32."""
-    try:
-        text = "".join(cells)
-        if "_" in text or not text.isascii():
-            raise ValueError("Python would read 1_000 and the digits of every script")
-        numbers = np.array(cells, object).astype("float64")
-    except (TypeError, ValueError):
-        numbers = pd.to_numeric(np.array(cells, object), errors="coerce").astype("float64")
+    numbers = pd.to_numeric(np.array(cells, object), errors="coerce").astype("float64")
     for row in np.flatnonzero(~(np.abs(numbers) <= np.finfo("float32").max)):
         numbers[row] = np.nan if str(cells[row]).strip() in MISSING_NUMBERS else np.inf
     return numbers
@@ -813,7 +809,10 @@ def rows_at_once(model):
 
 
 def even_batches(rows, limit=8192, multiple=1):
-    """Return rows as batches of at most some limit, a multiple, so even that few come twice."""
+    """Return rows as equal batches of some limit at most, rounded up to a multiple.
+
+    What the last one lacks is filled up with the first rows, as few as that takes.
+    """
     count = 1 + len(rows) // limit
     return full_batches(rows, -(-len(rows) // (count * multiple)) * multiple)
 
@@ -841,21 +840,21 @@ def feed(inputs, data, batches, members):
 
 
 def falling_rates(epoch, recipe, row_count):
-    """Return what the rate is multiplied by in each part of a falling epoch, from 1 to 0.
+    """Return what the rate is multiplied by in each piece of a falling epoch, from 1 to 0.
 
     Along half a cosine (Loshchilov and Hutter 2016, arXiv:1608.03983); 1 before the first epoch. Of
-    few epochs each has many parts, and a part has not much more than a million rows.
+    few epochs each has many pieces, and a piece has not much more than a million rows.
     """
-    parts = max(1, 24 // recipe.falling_epochs, row_count // 1_000_000)
-    parts = min(parts, -(-row_count // recipe.batch_size))
-    passed = (epoch - 1 + (np.arange(parts) + 0.5) / parts) / recipe.falling_epochs
+    pieces = max(1, 24 // recipe.falling_epochs, row_count // 1_000_000)
+    pieces = min(pieces, -(-row_count // recipe.batch_size))
+    passed = (epoch - 1 + (np.arange(pieces) + 0.5) / pieces) / recipe.falling_epochs
     return (1 + np.cos(np.pi * passed.clip(0))) / 2
 
 
 def fit_epoch(model, vocabularies, inputs, data, recipe, random, rates):
     """Let the model learn from every training row once, in random order.
 
-    Rows are gathered in as many parts as there are rates, which saves memory on large tables.
+    Rows are gathered in as many pieces as there are rates, which saves memory on large tables.
     """
     order = full_batches(random.permutation(data.training), recipe.batch_size)
     for number, batches in enumerate(np.array_split(order, len(rates))):
@@ -865,7 +864,7 @@ def fit_epoch(model, vocabularies, inputs, data, recipe, random, rates):
         set_rate(model.optimizer, rates[number], recipe.batch_size)
         model.fit(**rows, shuffle=False, verbose=0)
         if order.size > 2_000_000:
-            print(f"  {number + 1} of {len(rates)} parts of the epoch", flush=True)
+            print(f"  {number + 1} of {len(rates)} pieces of the epoch", flush=True)
 
 
 def execution():
@@ -1036,12 +1035,12 @@ def to_units(values, target_info):
 
 
 def bootstrap(answers, data):
-    """Return 1,000 errors of each model, as chance might have them: a frame of models and draws.
+    """Return 1,000 errors of each model, each on test rows drawn anew: a frame (draws, models).
 
-    answers: {model: predictions for the test rows}. All models have the same rows in a draw, so
-    that their differences are those of pairs. Rows of one value of SPLIT_COLUMN are drawn together,
-    if it has five values, and of more than 1,000 rows or values blocks are drawn (Efron 1979,
-    Annals of Statistics 7).
+    answers: {model: predictions for the test rows}. All models are judged on the same draws, so
+    that their differences can be compared. Rows of one value of SPLIT_COLUMN are drawn together, if
+    it has five values; more than 1,000 rows or values are drawn as 1,000 blocks (Efron 1979, Annals
+    of Statistics 7).
     """
     weights, rows = data.weights[data.test], np.arange(len(data.test))
     of_rows = [losses(data, data.test, predictions) for predictions in answers.values()]
@@ -1064,7 +1063,7 @@ def in_units(error, target_info):
 
 
 def written(figure, like=None):
-    """Return a figure with the decimals that give it, or another, four digits: 12,660, 0.1043."""
+    """Return a figure as text, with the decimals that four digits of it, or of like, take."""
     like = abs(figure if like is None else like)
     if not 1e-6 < like < 1e15:
         return f"{figure:.4g}"
@@ -1072,27 +1071,21 @@ def written(figure, like=None):
     return f"{round(figure, digits) + 0.0:,.{digits}f}"  # no -0.0
 
 
-def describe(figures):
-    """Return figures in words."""
-    return ", ".join(f"{name} {written(figure)}" for name, figure in figures.items())
-
-
 def progress(most, target_info):
     """Return a function that shows how training goes, in a line every few seconds.
 
     most: the number of epochs if every one pays.
     """
-    begin, due, first, best = time.perf_counter(), 0, 0, np.inf
+    begin, due, first = time.perf_counter(), 0, 0
 
-    def show(epoch, error):
-        nonlocal due, first, best
-        seconds = time.perf_counter() - begin
+    def show(errors):
+        nonlocal due, first
+        epoch, seconds = len(errors), time.perf_counter() - begin
         first = first or seconds  # the first epoch, which compiles, says nothing of the others
-        best = min(best, error)
         if seconds > due or epoch == most:
             due = seconds + max(3, seconds / 10)  # a few dozen lines at most
-            name, now = in_units(error, target_info)
-            _, least = in_units(best, target_info)
+            name, now = in_units(errors[-1], target_info)
+            _, least = in_units(min(errors), target_info)
             left = (seconds - first) / max(1, epoch - 1) * (most - epoch)
             left = f", at most {left:.0f} s left" if epoch > 1 else ""
             print(f"  epoch {epoch:<3} validation {name} {written(now)} (best {written(least)})  "
@@ -1157,18 +1150,14 @@ def describe_columns(matrices, vocabularies, means):
         known = None if of_column is None else of_column[1:1001]
         if known is not None and places[:, 0] @ (known - known.mean()) < 0:
             places[:, 0] *= -1  # to the right is higher
-        near = []
-        for begin in range(0, len(vectors), 100):
-            rows = np.arange(begin, min(begin + 100, len(vectors)))
-            distances = metrics.pairwise.euclidean_distances(vectors[rows], vectors)
-            last = np.tile((counts < 20) * 1, (len(rows), 1))
-            last[np.arange(len(rows)), rows] = 2  # itself
-            near += np.lexsort([distances, last])[:, : min(5, len(vectors) - 1)].tolist()
+        distances = metrics.pairwise.euclidean_distances(vectors)
+        last = np.where(np.eye(len(vectors)), 2, counts < 20)  # few rows, then itself
+        near = np.lexsort([distances, last])[:, : min(5, len(vectors) - 1)]
         columns.append({
             "name": name, "dimensions": weights.shape[1], "cardinality": len(vocabulary) - 1,
             "layout": layout, "share": float(share.sum()), "line": float(share[0]),
             "categories": vocabulary["category"][1:1001].tolist(), "counts": counts.tolist(),
-            "means": None if known is None else rounded(known), "near": near,
+            "means": None if known is None else rounded(known), "near": near.tolist(),
             "x": rounded(places[:, 0]), "y": rounded(places[:, 1])})
     return columns
 
@@ -1313,15 +1302,17 @@ def finish_saving(folder):
 
 def read_run(folder):
     """Return what run.json says of the run in the folder, {} where there is none."""
-    file = Path(folder, "run.json")
+    file = folder / "run.json"
+    if not file.exists():
+        return {}
     try:
-        run = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        if file.exists() and not {"columns", "rows", "target", "test", "files"} <= run.keys():
+        run = json.loads(file.read_text(encoding="utf-8"))
+        if not {"columns", "rows", "target", "test", "files"} <= run.keys():
             raise ValueError("entries are missing")
+        return run
     except (AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{file} is damaged ({error}): remove it and run build_embeddings.py "
                          "again.") from error
-    return run
 
 
 def save_embeddings(folder, matrices, vocabularies, run, look):
@@ -1349,10 +1340,9 @@ LOOK = "window.run = "  # how look.js begins: a page opened from disk may load a
 
 def first_look(data, columns, errors, predictions):
     """Return what look.html shows after the first script."""
-    info, colour = data.target_info, None
-    if data.outputs == 1:
-        second = repr(info["classes"][1]) if "classes" in info else ""
-        colour = f"share of {second}" if second else f"mean {TARGET_COLUMN}"
+    info, colour = data.target_info, f"mean {TARGET_COLUMN}"
+    if "classes" in info:
+        colour = f"share of {info['classes'][1]!r}" if data.outputs == 1 else None
     sizes = [len(rows) for rows in (data.training, data.validation, data.test)]
     alone = intervals(bootstrap({ALONE: predictions}, data), info)
     training = [describe_training("build_embeddings.py", errors, info)]
