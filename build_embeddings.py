@@ -214,7 +214,7 @@ def choose_recipe(row_count, epochs, rows_to_see):
     """
     # up to so many rows: batch size, members, widths, weight decay, steady and falling epochs
     recipes = {
-        2_500: (32, 16, (256, 128), 0.20, 32, 64),
+        2_500: (32, 16, (256, 128), 0.20, 24, 48),
         5_000: (64, 16, (256, 128), 0.20, 24, 48),
         10_000: (128, 8, (256, 128), 0.20, 16, 32),
         20_000: (256, 4, (256, 128), 0.15, 12, 24),
@@ -260,9 +260,17 @@ def mean_error(target, predictions):
     return judge(target[:, :1], ops.mean(predictions, axis=1, keepdims=True))
 
 
-def compile_model(model, recipe):
-    """Compile with AdamW; large embedding matrices have SGD, see by_size."""
-    adamw = keras.optimizers.AdamW(weight_decay=recipe.weight_decay)
+def compile_model(model, recipe, row_count):
+    """Compile with AdamW; large embedding matrices have SGD, see by_size.
+
+    Where there are steady epochs, fit ends each at a moving average of the weights, of which half
+    is from before the epoch. That lowers the error as a smaller rate would (Zhang et al. 2019,
+    arXiv:1907.08610).
+    """
+    steps = -(-row_count // recipe.batch_size)
+    adamw = keras.optimizers.AdamW(
+        weight_decay=recipe.weight_decay, use_ema=recipe.steady_epochs > 0,
+        ema_momentum=np.exp(-0.7 / steps))  # exp(-0.7) is a half
     adamw.exclude_from_weight_decay(var_names=["bias", "embeddings"])
     optimizer = by_size(adamw, model)
     loss, _ = LOSSES[TASK]
@@ -273,24 +281,22 @@ def compile_model(model, recipe):
 def train(model, vocabularies, inputs, data, recipe, learning_rate):
     """Return the model with the weights of its best epoch, and each epoch's validation error.
 
-    At the steady rate each epoch ends half way between the weights before it and those after it,
-    which lowers the error as a smaller rate would (Zhang et al. 2019, arXiv:1907.08610). Training
-    ends there if the later half of the epochs, at least four, brought nothing. Then the rate falls,
-    and training ends half way if that brought nothing: a noisy table is only learned by heart.
-    inputs: frames with the ids of all rows and what else the network takes. Raises InputError where
-    training diverges.
+    At the steady rate training ends if the later half of the epochs, at least four, brought
+    nothing. Then the rate falls, and training ends half way if that brought nothing: a noisy table
+    is only learned by heart. inputs: frames with the ids of all rows and what else the network
+    takes. Raises InputError where training diverges.
     """
-    compile_model(model, recipe)
+    compile_model(model, recipe, len(data.training))
     validation = validation_batches(model, inputs, data, recipe)
     random, errors, best = generator(SEED, "epochs"), [], None
     last = recipe.steady_epochs + recipe.falling_epochs
     show = progress(last, data.target_info)
     for epoch in range(1, last + 1):
-        before, fallen = model.get_weights(), epoch - recipe.steady_epochs
+        fallen = epoch - recipe.steady_epochs
+        if fallen == 1:
+            stop_averaging(model.optimizer)
         rates = learning_rate * falling_rates(fallen, recipe, len(data.training))
         fit_epoch(model, vocabularies, inputs, data, recipe, random, rates)
-        if fallen <= 0:
-            model.set_weights([(old + new) / 2 for old, new in zip(before, model.get_weights())])
         errors.append(model.evaluate(**validation, verbose=0, return_dict=True)["mean_error"])
         if not np.isfinite(errors[-1]):
             raise InputError("Training diverged: lower LEARNING_RATE, or look for extreme values.")
@@ -928,15 +934,26 @@ def by_size(adamw, model):
     return keras.optimizers.MultiOptimizer(choose)
 
 
+def each_of(optimizer):
+    """Return what by_size made an optimizer of."""
+    return getattr(optimizer, "optimizers", [optimizer])
+
+
 def set_rate(optimizer, rate, batch_size):
-    """Set the learning rate of an optimizer that by_size returned.
+    """Set the learning rate.
 
     The loss is a mean over the batch; SGD's rate times the batch size makes it a sum, so that a
     vector moves by the rate for each occurrence of its category.
     """
-    for each in getattr(optimizer, "optimizers", [optimizer]):
+    for each in each_of(optimizer):
         is_sgd = isinstance(each, keras.optimizers.SGD)
         each.learning_rate = float(rate * batch_size if is_sgd else rate)
+
+
+def stop_averaging(optimizer):
+    """Let fit end at the weights that it reached, no longer at their average."""
+    for each in each_of(optimizer):
+        each.use_ema = False
 
 
 # Several processes
