@@ -2,9 +2,9 @@
 
     python tests/benchmarks/nearest.py
 
-A column of 100 categories, of which the frequent ones have fifty times the rows of the rare ones, whose effect depends on a second column:
-they lie on a ring, on a plane of two factors, or along a line of one. 20,000 rows, noise of a third of the signal. Of the
-four nearest categories by each measure: the share that is among the eight that are really nearest (chance: 8 %).
+A column of 100 categories, the most frequent of fifty times the rows of the rarest, whose effect depends on a second
+column: they lie on a ring, on a plane of two factors, or along a line of one. 20,000 rows, noise of a third of the signal.
+Of the four nearest categories by each measure: the share that is among the eight that are really nearest (chance: 8 %).
 """
 
 import sys
