@@ -422,8 +422,9 @@ def verdict(figures, draws):
     """
     (first, ours), *others = figures[FINAL].items()
     theirs = figures[BOOSTING][first]
-    if min(ours, theirs) >= figures[MEAN][first]:
-        return "Nothing beats the mean: these columns say nothing that holds for other rows."
+    if max(np.mean(draws[name] < draws[MEAN]) for name in (FINAL, BOOSTING)) < 0.975:
+        return ("Nothing beats the mean by more than chance: these columns say little that holds "
+                "for other rows.")
     share = np.mean(draws[FINAL] < draws[BOOSTING])
     better, worse = (FINAL, BOOSTING) if ours < theirs else (BOOSTING, FINAL)
     lower = 1 - min(ours, theirs) / max(ours, theirs)
@@ -622,16 +623,19 @@ def embed(frame):
     """Return the frame with each categorical column replaced by its vector, as it was saved.
 
     The columns of a vector of "dest" are dest_0, dest_1, ..., float32, behind the frame's other
-    columns, of which TARGET_COLUMN is left out. A category or missing cell that training did not
+    columns, of which the target is left out. A category or missing cell that training did not
     have gets row 0. Warns as predict does. Raises base.InputError.
     """
-    run = base.read_run(base.here(base.EMBEDDINGS_DIR))
+    run, columns = base.read_run(base.here(base.EMBEDDINGS_DIR)), CATEGORICAL_COLUMNS
+    if "inputs" in run:  # those of the saved model, whatever the edit block says by now
+        columns = [column for column in run["columns"] if column in run["inputs"]]
     vectors = []
-    for column in CATEGORICAL_COLUMNS:
+    for column in columns:
         weights, _ = load_embedding(column, run)
         _, ids = read_text(frame, column, run)
         vectors.append(pd.DataFrame(weights[ids], index=frame.index).add_prefix(f"{column}_"))
-    others = frame.drop(columns=[*CATEGORICAL_COLUMNS, base.TARGET_COLUMN], errors="ignore")
+    target_column, *_ = run["rows"]["settings"]
+    others = frame.drop(columns=[*columns, target_column], errors="ignore")
     return pd.concat([others, *vectors], axis=1)
 
 

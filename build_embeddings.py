@@ -1180,8 +1180,8 @@ def describe_columns(matrices, vocabularies, means):
 
 
 def rounded(values):
-    """Return values for JSON, of five digits, None in place of NaN."""
-    return [float(f"{value:.5g}") if np.isfinite(value) else None for value in values]
+    """Return values for JSON, of seven digits, None in place of NaN."""
+    return [float(f"{value:.7g}") if np.isfinite(value) else None for value in values]
 
 
 def lay_out(vectors):
@@ -1205,7 +1205,8 @@ def print_nearest(columns, target_column):
 
     Where vectors lie along one line, their order is all there is to say.
     """
-    print(f"Nearest categories (in brackets: rows, mean {target_column}; '?': fewer than 20 rows)")
+    shown = f"rows and mean {target_column}" if columns[0]["means"] else "rows"
+    print(f"Nearest categories (with their {shown}; '?': fewer than 20 rows)")
     width = max(len(column["name"]) for column in columns)
     for column in columns:
         counts, means = column["counts"], column["means"]

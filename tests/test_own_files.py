@@ -533,6 +533,14 @@ def test_rows_of_one_name_are_no_more_certain_than_their_names(pair):
     assert spreads[1] == pytest.approx(of_names.std() / np.sqrt(10), rel=0.1) and spreads[1] > 3 * spreads[0]
 
 
+def test_embed_goes_by_the_saved_model_whatever_the_block_says_now(pair):
+    one = pair(made_up(60), model={"CATEGORICAL_COLUMNS": ["c"]}).run()
+    expected = one.embed(one.table)
+    assert "d" in expected and "c_0" in expected and "d_0" not in expected and "y" not in expected
+    one.model.CATEGORICAL_COLUMNS, one.base.TARGET_COLUMN = ["shop"], "sales"
+    pd.testing.assert_frame_equal(one.embed(one.table), expected)
+
+
 @pytest.mark.parametrize("largest", [0.4, 400])
 def test_a_logarithm_that_does_little_is_said(pair, capsys, largest):
     table = made_up(60)
