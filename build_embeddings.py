@@ -1196,7 +1196,7 @@ def lay_out(vectors):
     share = np.nan_to_num(components.explained_variance_ratio_)
     if share.sum() > 0.6 or len(vectors) <= 30:  # t-SNE looks at 30 neighbours
         return components.transform(vectors).astype("float64"), share, "principal components"
-    places = TSNE(init="pca", random_state=SEED).fit_transform(vectors)
+    places = TSNE(init="pca", max_iter=500, random_state=SEED).fit_transform(vectors)
     return places.astype("float64"), share, "t-SNE"
 
 
