@@ -429,7 +429,8 @@ def verdict(figures, draws):
     better, worse = (FINAL, BOOSTING) if ours < theirs else (BOOSTING, FINAL)
     lower = 1 - min(ours, theirs) / max(ours, theirs)
     sentence = f"The {first} of {better} is {lower:.1%} lower than that of {worse}"
-    sentence += "." if 0.025 > share or share > 0.975 else ", which may be chance in these rows."
+    is_sure = not 0.025 < share < 0.975
+    sentence += ", more than chance." if is_sure else ", which may be chance in these rows."
     for name, figure in others[:1]:
         sign = 1 if name in ("RMSE", "MAE") else -1  # of R², AUC and accuracy more is better
         if sign * (figure - figures[BOOSTING][name]) * (ours - theirs) < 0:

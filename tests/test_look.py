@@ -266,7 +266,7 @@ def test_report_worth_and_training(page):
     numbers = text(browser, ".figures td:nth-child(n + 3)")
     assert numbers == ["112,660", "0.5000", "7,206", "0.5000", "6,644", "0.5000"]
     assert text(browser, ".best th") == [MODELS[2]]
-    assert "The broken bar would be 12.6 times as long." in text(browser, ".report p")[0]
+    assert "The broken bar is cut to fit: it is 12.6 times as long." in text(browser, ".report p")[0]
     assert len(text(browser, ".worth tr")) == 20
     browser.find_element("css selector", ".more").click()
     assert len(text(browser, ".worth tr")) == 26
