@@ -530,7 +530,13 @@ def read_chunks(data_file, columns):
 
 def to_numbers(cells):
     """Return cells as float64: NaN where missing, infinite where they are no number of float32."""
-    numbers = pd.to_numeric(np.array(cells, object), errors="coerce").astype("float64")
+    try:
+        text = "".join(cells)
+        if "_" in text or not text.isascii():
+            raise ValueError("Python would read 1_000 and the digits of every script")
+        numbers = np.array(cells, object).astype("float64")
+    except (TypeError, ValueError):
+        numbers = pd.to_numeric(np.array(cells, object), errors="coerce").astype("float64")
     for row in np.flatnonzero(~(np.abs(numbers) <= np.finfo("float32").max)):
         numbers[row] = np.nan if str(cells[row]).strip() in MISSING_NUMBERS else np.inf
     return numbers
