@@ -13,7 +13,7 @@ embedding layer: a matrix with one row for each category, trained like any other
 
 build_embed_model.py loads these files, adds the numerical columns and trains again.
 On the flights in data/ the categories alone predict the air time with an RMSE of 9.5 minutes on
-test rows (predicting the mean: 93.6), after some 15 seconds on two cores.
+test rows (predicting the mean: 93.6), after half a minute on two cores.
 
 Source: Guo and Berkhahn, Entity Embeddings of Categorical Variables, 2016, arXiv:1604.06737.
 """
