@@ -85,7 +85,7 @@ def main():
     report = compare(answers, run["test"][base.ALONE], data)
     print_report(report, len(data.test), run["unknown"])
     worth = column_worth(model, inputs, tables, data)
-    print_worth(worth)
+    print_worth(worth, report["figures"][FINAL])
     look = second_look(folder, report, predictions, worth, errors, data)
     save_model(folder, run, raw_model(model, vocabularies, tables, data), report, look)
 
@@ -451,27 +451,26 @@ def column_worth(model, inputs, tables, data):
     def figure(changed):
         answers = base.predict_rows(model, changed, np.arange(len(rows)))
         error = np.average(base.losses(data, rows, answers), weights=data.weights[rows])
-        return base.in_units(error, data.target_info)
+        return base.in_units(error, data.target_info)[1]
 
-    name, own = figure(frames)
-    worth = []
+    own, worth = figure(frames), []
     for i, frame in enumerate(frames[: 1 + bool(NUMERICAL_COLUMNS)]):  # without the means
         for column in frame:
             shuffled = [*frames]
             shuffled[i] = frame.assign(**{column: frame[column].to_numpy()[order]})
             if i == 0 and tables:
                 shuffled[-1] = look_up_means(shuffled[0], tables)
-            _, value = figure(shuffled)
-            worth.append({"column": column, "name": name, "figure": value, "rise": value - own})
+            value = figure(shuffled)
+            worth.append({"column": column, "figure": value, "rise": value - own})
     return sorted(worth, key=lambda each: -each["rise"])
 
 
-def print_worth(worth):
-    """Print what each column is worth."""
-    name, figure = worth[0]["name"], worth[0]["figure"]
+def print_worth(worth, figures):
+    """Print what each column is worth; figures: those of the same model in the report."""
+    name, own = next(iter(figures.items()))
     print(f"What each column is worth: how far the {name} rises when it is shuffled")
     for each in worth:
-        print(f"  {each['column']:<56} {base.written(each['rise'], figure):>14}")
+        print(f"  {each['column']:<56} {base.written(each['rise'], own):>14}")
 
 
 # The files
@@ -505,14 +504,14 @@ def second_look(folder, report, predictions, worth, errors, data):
     training = base.describe_training("build_embed_model.py", errors, info)
     look["training"] = [*look.get("training", [])[:1], training]
     look["report"] = {**report, "intervals": intervals}
-    look["worth"], target, final = worth, data.target[data.test], predictions
+    look["worth"], target = worth, data.target[data.test]
     if base.TASK == "regression":
         few = base.sample(np.arange(len(target)), 2000, base.SEED)
-        look["answers"] = {"predicted": base.rounded(base.to_units(final[few], info)),
+        look["answers"] = {"predicted": base.rounded(base.to_units(predictions[few], info)),
                            "actual": base.rounded(base.to_units(target[few], info))}
         return look
-    chances = final if base.TASK == "binary" else final.max(axis=1)
-    true = target if base.TASK == "binary" else target == final.argmax(axis=1)
+    chances = predictions if base.TASK == "binary" else predictions.max(axis=1)
+    true = target if base.TASK == "binary" else target == predictions.argmax(axis=1)
     groups = np.array_split(np.argsort(chances), min(10, len(target)))
     look["answers"] = {"roc": None, "calibration": [
         [*base.rounded([chances[group].mean(), true[group].mean()]), len(group)]

@@ -854,13 +854,16 @@ def feed(inputs, data, batches, members):
 def falling_rates(epoch, recipe, row_count):
     """Return what the rate is multiplied by in each piece of a falling epoch, from 1 to 0.
 
-    Along half a cosine (Loshchilov and Hutter 2016, arXiv:1608.03983); 1 before the first epoch. Of
-    few epochs each has many pieces, and a piece has not much more than a million rows.
+    Along half a cosine (Loshchilov and Hutter 2016, arXiv:1608.03983). Of few epochs each has many
+    pieces, and a piece has not much more than a million rows. Before the first one, at a steady
+    rate, an epoch is one piece, at whose end its weights are averaged.
     """
+    if epoch < 1:
+        return np.ones(1)
     pieces = max(1, 24 // recipe.falling_epochs, row_count // 1_000_000)
     pieces = min(pieces, -(-row_count // recipe.batch_size))
     passed = (epoch - 1 + (np.arange(pieces) + 0.5) / pieces) / recipe.falling_epochs
-    return (1 + np.cos(np.pi * passed.clip(0))) / 2
+    return (1 + np.cos(np.pi * passed)) / 2
 
 
 def fit_epoch(model, vocabularies, inputs, data, recipe, random, rates):

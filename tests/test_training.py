@@ -88,7 +88,7 @@ def test_rare_categories_are_hidden_more_often_and_none_on_the_validation_rows(p
 @pytest.mark.parametrize("rows", [17, 1_000, 3_000, 6_000, 20_000, 70_000, 300_000, 2_000_000, 40_000_000])
 def test_training_has_a_limit(base, rows):
     recipe = base.choose_recipe(rows, None, 900_000)
-    assert recipe.falling_epochs <= max(3, 900_000 / rows) and recipe.steady_epochs <= 32
+    assert recipe.falling_epochs <= max(3, 900_000 / rows) and recipe.steady_epochs <= 24
     assert (recipe.steady_epochs == 0) == (rows > 100_000)
     assert base.choose_recipe(rows, 7, 3_000_000)[-2:] == (0, 7)
     base.BATCH_SIZE = 48
@@ -102,6 +102,7 @@ def test_the_rate_falls_along_half_a_cosine(base, falling):
     assert len(rates) >= 24 and rates[0] > 0.99 and rates[-1] < 0.01
     middles = (np.arange(len(rates)) + 0.5) / len(rates)
     np.testing.assert_allclose(rates, 0.5 + 0.5 * np.cos(np.pi * middles))
+    assert base.falling_rates(0, recipe, 100).tolist() == [1.0], "a steady epoch is averaged once, at its end"
     assert len(base.falling_rates(1, recipe._replace(falling_epochs=1), 5_000_000)) == 24
     assert len(base.falling_rates(1, recipe._replace(falling_epochs=1), 50_000_000)) == 50, "a million rows each"
     assert len(base.falling_rates(1, recipe._replace(falling_epochs=1), 7)) == 2, "no more than there are steps"
