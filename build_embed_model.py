@@ -56,7 +56,7 @@ def main():
     folder = base.open_folder(base.EMBEDDINGS_DIR)
     print(f"Loading embeddings from {folder}/")
     run = base.read_run(folder)
-    matrices, vocabularies = zip(*[load_embedding(column, run) for column in CATEGORICAL_COLUMNS])
+    matrices, vocabularies, *_ = zip(*[load_embedding(name, run) for name in CATEGORICAL_COLUMNS])
     vocabularies = dict(zip(CATEGORICAL_COLUMNS, vocabularies))
     data = base.load_rows(CATEGORICAL_COLUMNS, NUMERICAL_COLUMNS)
     check_rows(data, run, vocabularies)
@@ -76,7 +76,7 @@ def main():
             boosting = beside.apply_async(boost, (ids, numbers, data))
         recipe = base.choose_recipe(len(data.training), EPOCHS, rows_to_see=3_000_000)
         model = build_model(matrices, frames, pairs, data, recipe, run["validation_error"])
-        model, errors = base.train(model, vocabularies, inputs, data, recipe, LEARNING_RATE)
+        model, history = base.train(model, vocabularies, inputs, data, recipe, LEARNING_RATE)
         if base.PROCESS:
             return  # of several processes the first one reports and saves
         predictions = base.predict_rows(model, inputs, data.test)
@@ -86,7 +86,7 @@ def main():
     print_report(report, len(data.test), run["unknown"])
     worth = column_worth(model, inputs, tables, data)
     print_worth(worth, report["figures"][FINAL])
-    look = second_look(folder, report, predictions, worth, errors, data)
+    look = second_look(folder, report, predictions, worth, history, data)
     save_model(folder, run, raw_model(model, vocabularies, tables, data), report, look)
 
 
@@ -102,10 +102,14 @@ FINAL = "embeddings + numerical columns"
 def load_embedding(column, run):
     """Return the weights, (cardinality + 1, dimension), and the vocabulary of a column.
 
-    Raises base.InputError where files are missing, damaged, or not of one and the same run.
+    Behind them stands what read_text needs, see read_embedding. Raises base.InputError where files
+    are missing, damaged, or not of one and the same run.
     """
-    weights, vocabulary, *_ = read_embedding(*saved_files(column, run))
-    return weights, vocabulary
+    folder, saved = base.here(base.EMBEDDINGS_DIR), run.get("columns", {}).get(column)
+    if saved is None:
+        raise base.InputError(f"{folder}/ has no embedding of {column!r}: "
+                              "run build_embeddings.py with it first.")
+    return read_embedding(folder / saved["file"], saved["fingerprint"])
 
 
 # The network
@@ -210,9 +214,9 @@ def pair_effects(ids, places, sizes, data, unit):
     count = min(int(ends[-1]), 2**18 - 5)  # a prime: of more pairs than this, some share a number
     offsets = (-ends % count).astype("int32")
     factors = np.minimum(sizes[second], 104_729).astype("int32")  # a prime; a wrap does no harm
-    numbers = ops.take(ids, first, axis=1) * factors + ops.take(ids, second, axis=1) + offsets
+    codes = ops.take(ids, first, axis=1) * factors + ops.take(ids, second, axis=1) + offsets
     start = np.zeros((count, data.outputs))
-    effects = base.embedding(start, data, "embedding_pairs")(ops.mod(numbers, count))
+    effects = base.embedding(start, data, "embedding_pairs")(ops.mod(codes, count))
     return ops.sum(effects, axis=1, keepdims=True) * (unit / len(places) ** 0.5)
 
 
@@ -230,7 +234,7 @@ def fit_scales(numbers, training):
     A scale is one over the distance of the quartiles. Steps are quantiles of which each value
     counts once, else they would crowd on the values of most rows. NaN is missing.
     """
-    medians, scales, steps = [], [], []
+    fitted = []
     for column in numbers:
         known = numbers[column].iloc[training].dropna().to_numpy("float64")
         known = base.sample(known, 1_000_000, base.SEED)
@@ -240,10 +244,8 @@ def fit_scales(numbers, training):
         spread = high - low or max(high - distinct[0], distinct[-1] - low)
         scale = 1 / spread if spread > 1e-38 else 1.0  # where float32 ends
         chosen = np.linspace(0, len(distinct) - 1, STEPS + 1).round().astype(int)
-        medians.append(median)
-        scales.append(scale)
-        steps.append((distinct[chosen] - median) * scale)
-    return np.array(medians), np.array(scales), np.array(steps)
+        fitted.append((median, scale, (distinct[chosen] - median) * scale))
+    return map(np.array, zip(*fitted))
 
 
 # Mean targets
@@ -256,7 +258,7 @@ SMOOTHING = 10  # the mean of so many rows counts as much as that of all rows, w
 def target_means(ids, pairs, sizes, data):
     """Return the mean targets of each row's categories and pairs, and a table of them for each.
 
-    tables: {places of one column or two: the means by number_groups}, of columns of more than 20
+    tables: {places of one column or two: the means by group_codes}, of columns of more than 20
     categories and of pairs. Training rows are in five folds, and a row's means come from the other
     four, so that none sees its own target. All other rows get the mean of the five versions. There
     are none above 100,000 training rows, where vectors learn this better, nor of more than 20
@@ -272,57 +274,57 @@ def target_means(ids, pairs, sizes, data):
     targets = targets - np.average(targets, axis=0, weights=weights[:, 0])
     targets = targets / targets.std(axis=0)
     fold = base.generator(base.SEED, "folds").permutation(len(targets)) % FOLDS
-    numbers = number_groups(ids.iloc[data.training].to_numpy("int64"), groups)
+    codes = group_codes(ids.iloc[data.training].to_numpy("int64"), groups)
     tables, fitted = {}, []
-    for group, number in zip(groups, numbers):
-        tables[group], means = cross_fit(number, targets, weights, fold)
+    for group, code in zip(groups, codes):
+        tables[group], means = cross_fit(code, targets, weights, fold)
         fitted.append(means)
     means = look_up_means(ids, tables)
     means.iloc[data.training] = np.hstack(fitted).astype("float32")
     return means, tables
 
 
-def number_groups(ids, groups):
-    """Return for each group of columns a number that tells its categories in each row of ids."""
-    numbers = []
+def group_codes(ids, groups):
+    """Return for each group of columns a whole number that tells its categories in each row."""
+    codes = []
     for group in groups:
-        number = 0
+        code = 0
         for place in group:
-            number = number * WIDTH + ids[:, place]
-        numbers.append(number)
-    return numbers
+            code = code * WIDTH + ids[:, place]
+        codes.append(code)
+    return codes
 
 
-def cross_fit(numbers, targets, weights, fold):
-    """Return a table of the mean targets of each number, and each row's by the other folds.
+def cross_fit(codes, targets, weights, fold):
+    """Return a table of the mean targets of each code, and each row's by the other folds.
 
     Where the table has no numerical columns, the log of each count stands beside its means.
     """
-    codes, known = pd.factorize(numbers)
+    places, known = pd.factorize(codes)
     sums = np.zeros((FOLDS, len(known), targets.shape[1]))
     counts = np.zeros((FOLDS, len(known), 1))
-    np.add.at(sums, (fold, codes), targets * weights)
-    np.add.at(counts, (fold, codes), weights)
+    np.add.at(sums, (fold, places), targets * weights)
+    np.add.at(counts, (fold, places), weights)
     sums, counts = sums.sum(axis=0) - sums, counts.sum(axis=0) - counts  # without each fold
     means = sums / (counts + SMOOTHING)
     if not NUMERICAL_COLUMNS:  # measured: with numbers beside them, counts do not help
         means = np.concatenate([means, np.log1p(counts) / 3], axis=2)
     table = pd.DataFrame(means.mean(axis=0), index=known, dtype="float32")
-    return table, means[fold, codes]
+    return table, means[fold, places]
 
 
 def look_up_means(ids, tables):
     """Return a frame of the means that tables have for the rows of ids, 0 for what is not there."""
-    numbers = number_groups(ids.to_numpy("int64"), tables)
-    means = [table.reindex(n, fill_value=0) for n, table in zip(numbers, tables.values())]
+    codes = group_codes(ids.to_numpy("int64"), tables)
+    means = [table.reindex(code, fill_value=0) for code, table in zip(codes, tables.values())]
     return pd.DataFrame(np.hstack(means))
 
 
 def means_layer(ids, tables):
     """Return what look_up_means does, in a network."""
     means = []
-    for number, table in zip(number_groups(ids, tables), tables.values()):
-        place = layers.IntegerLookup(vocabulary=table.index.to_numpy())(number)  # 0 if not there
+    for code, table in zip(group_codes(ids, tables), tables.values()):
+        place = layers.IntegerLookup(vocabulary=table.index.to_numpy())(code)  # 0 if not there
         rows = np.vstack([np.zeros((1, table.shape[1])), table])
         means.append(layers.Embedding(*rows.shape, weights=[rows], trainable=False)(place))
     return layers.concatenate(means)
@@ -386,10 +388,7 @@ def mean_prediction(data):
 
 
 def compare(answers, alone, data):
-    """Return the test figures of each model, the 95 % interval of the first one, and a verdict.
-
-    answers: {model: predictions for the test rows}; alone: the figures of the first script.
-    """
+    """Return the test figures of each model, the 95 % interval of the first one, and a verdict."""
     figures = {name: base.score(data, answer) for name, answer in answers.items()}
     final = figures.pop(FINAL)
     figures |= {base.ALONE: alone, FINAL: final}
@@ -416,10 +415,7 @@ def print_report(report, row_count, unknown):
 
 
 def verdict(figures, draws):
-    """Return in a sentence which of network and boosting is better, and whether it is chance.
-
-    figures: {model: figures}; draws: what base.bootstrap returns.
-    """
+    """Return in a sentence which of network and boosting is better, and whether it is chance."""
     (first, ours), *others = figures[FINAL].items()
     theirs = figures[BOOSTING][first]
     if max(np.mean(draws[name] < draws[MEAN]) for name in (FINAL, BOOSTING)) < 0.975:
@@ -497,11 +493,11 @@ def check_rows(data, run, vocabularies):
                                   "take it off NUMERICAL_COLUMNS.")
 
 
-def second_look(folder, report, predictions, worth, errors, data):
+def second_look(folder, report, predictions, worth, history, data):
     """Return what look.html shows after the second script."""
     look, info = base.read_look(folder), data.target_info
     intervals = look.get("intervals", {}) | report["intervals"]
-    training = base.describe_training("build_embed_model.py", errors, info)
+    training = base.describe_training("build_embed_model.py", history, info)
     look["training"] = [*look.get("training", [])[:1], training]
     look["report"] = {**report, "intervals": intervals}
     look["worth"], target = worth, data.target[data.test]
@@ -631,7 +627,7 @@ def embed(frame):
         columns = [column for column in run["columns"] if column in run["inputs"]]
     vectors = []
     for column in columns:
-        weights, _ = load_embedding(column, run)
+        weights, *_ = load_embedding(column, run)
         _, ids = read_text(frame, column, run)
         vectors.append(pd.DataFrame(weights[ids], index=frame.index).add_prefix(f"{column}_"))
     target_column, *_ = run["rows"]["settings"]
@@ -639,18 +635,13 @@ def embed(frame):
     return pd.concat([others, *vectors], axis=1)
 
 
-def saved_files(column, run):
-    """Return the path of a column's files without .npy and .csv, and what they must hold."""
-    folder, saved = base.here(base.EMBEDDINGS_DIR), run.get("columns", {}).get(column)
-    if saved is None:
-        raise base.InputError(f"{folder}/ has no embedding of {column!r}: "
-                              "run build_embeddings.py with it first.")
-    return folder / saved["file"], saved["fingerprint"]
-
-
 @functools.lru_cache(maxsize=256)
 def read_embedding(file, fingerprint):
-    """Return weights, vocabulary, categories and categories by their values, read once a run."""
+    """Return weights, vocabulary, and of the categories what read_text needs; read once a run.
+
+    That is the categories, the category of each number or truth value, and whether one of them
+    looks missing to pandas, as "NA" does.
+    """
     try:
         weights = np.load(f"{file}.npy", allow_pickle=False)
         kinds = {"category": str, "count": "int64"}
@@ -664,7 +655,9 @@ def read_embedding(file, fingerprint):
     known = pd.Index(vocabulary["category"][1:], dtype=object)
     values = to_values(known.to_series())
     by_value = pd.Series(known, index=values)[values.notna().to_numpy()]
-    return weights, vocabulary, known, by_value
+    as_pandas_reads = pd.read_csv(f"{file}.csv", dtype=kinds)["category"][1:]
+    look_missing = (as_pandas_reads.isna() & (vocabulary["category"][1:] != "")).any()
+    return weights, vocabulary, known, by_value, look_missing
 
 
 @functools.lru_cache(maxsize=1)
@@ -705,10 +698,10 @@ def read_text(frame, column, run):
     base.InputError where what stood in the file is open.
     """
     cells = only_column(frame, column)
-    _, _, known, by_value = read_embedding(*saved_files(column, run))
+    _, _, known, by_value, look_missing = load_embedding(column, run)
     present = pd.notna(cells)
     remedy = f"read the file with dtype={{{column!r}: str}}, keep_default_na=False"
-    if not present.all() and known.isin(READ_AS_MISSING).any():
+    if not present.all() and look_missing:
         raise base.InputError(f"Missing cells of column {column!r} may have been text such as "
                               f"'NA': {remedy}.")
     texts = np.where(present, cells, "")
@@ -745,11 +738,6 @@ def to_values(texts):
     """Return the numbers that texts, numbers or truth values stand for, NaN where none."""
     lower = texts.astype(str).str.lower()
     return pd.to_numeric(lower.map(lambda text: TRUTHS.get(text, text)), errors="coerce")
-
-
-# Texts that pandas reads as missing cells unless told not to
-READ_AS_MISSING = ["NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "<NA>", "#N/A", "#NA",
-                   "#N/A N/A", "-nan", "-NaN"]
 
 
 def only_column(frame, column):

@@ -5,11 +5,11 @@
 A network learns to predict TARGET_COLUMN from CATEGORICAL_COLUMNS alone. Each column has an
 embedding layer: a matrix with one row for each category, trained like any other weights. Saved are
 
-    embeddings/<column>.npy    the matrix, float32; its row 0 is for categories not seen in training
+    embeddings/<column>.npy    the matrix, float32; row 0 stands for all categories that are unknown
     embeddings/<column>.csv    the vocabulary: the category of each row of the matrix,
                                and its count in the training rows
     embeddings/run.json        settings, checksums and test figures
-    embeddings/look.js         what embeddings/look.html, a page for any browser, shows of them
+    embeddings/look.js         what embeddings/look.html, a page of this project, shows of them
 
 build_embed_model.py loads these files, adds the numerical columns and trains again.
 On the flights in data/ the categories alone predict the air time with an RMSE of 9.5 minutes on
@@ -60,7 +60,7 @@ TASK = "regression"  # or "binary", "multiclass"; class labels may be text
 LOG_TARGET = False  # True: regression on log1p(target), for prices, sales and other long tails
 CATEGORICAL_COLUMNS = ["month", "weekday", "hour", "carrier", "origin", "dest",
                        "tailnum", "model", "manufacturer", "engine"]
-SPLIT_COLUMN = None  # None: random rows; of dates the latest are the test; of names each is whole
+SPLIT_COLUMN = None  # None: random rows; dates: the latest are the test; names: none is cut in two
 WEIGHT_COLUMN = None  # how many cases a row stands for: survey weights, exposure
 
 # embeddings
@@ -79,7 +79,7 @@ def main():
     check_settings(globals())
     join_processes()
     folder = open_folder(EMBEDDINGS_DIR)
-    data = load_rows(CATEGORICAL_COLUMNS, numerical_columns=[])
+    data = load_rows(CATEGORICAL_COLUMNS, numerical_columns=[])  # training, validation, test rows
     keras.utils.set_random_seed(SEED)
 
     vocabularies = build_vocabularies(data.table, data.training)
@@ -90,7 +90,7 @@ def main():
     with stage(f"Training on {len(vocabularies)} categorical columns"):
         recipe = choose_recipe(len(data.training), EPOCHS, rows_to_see=900_000)
         model = build_model(vocabularies, data, recipe)
-        model, errors = train(model, vocabularies, [ids], data, recipe, LEARNING_RATE)
+        model, history = train(model, vocabularies, [ids], data, recipe, LEARNING_RATE)
     if PROCESS:
         return  # where several machines train together, the first one reports and saves
 
@@ -98,13 +98,12 @@ def main():
     figures = score(data, predictions)
     told = [f"{name} {written(figure)}" for name, figure in figures.items()]
     print("Test", ", ".join(told), TARGET_COLUMN)
-    names = [f"embedding_{i}" for i in range(len(vocabularies))]  # as build_model calls them
-    matrices = [model.get_layer(name).get_weights()[0] for name in names]
+    matrices = [model.get_layer(f"embedding_{i}").get_weights()[0] for i in range(ids.shape[1])]
     columns = describe_columns(matrices, vocabularies, mean_targets(ids, vocabularies, data))
     print_nearest(columns, TARGET_COLUMN)
     run = {"rows": data.fingerprints, "target": data.target_info, "unknown": unknown.to_dict(),
-           "validation_error": min(errors), "test": {ALONE: figures}}
-    look = first_look(data, columns, errors, predictions)
+           "validation_error": history["errors"][history["kept"] - 1], "test": {ALONE: figures}}
+    look = first_look(data, columns, history, predictions)
     save_embeddings(folder, matrices, vocabularies, run, look)
 
 
@@ -129,7 +128,8 @@ def build_vocabularies(table, training):
 def to_ids(table, vocabularies):
     """Return a frame of ids: the row of each category in its vocabulary, 0 where it has none.
 
-    The columns are taken out of the table, to save memory. An empty cell is the category "".
+    The columns, pandas categoricals in which an empty cell is "", are taken out of the table, to
+    save memory.
     """
     ids = {}
     for column, vocabulary in vocabularies.items():
@@ -141,14 +141,14 @@ def to_ids(table, vocabularies):
 # The network
 
 
-PRIOR = 40  # of the L2 penalty on vectors; higher: closer to zero
+PRIOR = 40  # the strength of the L2 penalty on vectors; higher: closer to zero
 
 
 def embedding(start, data, name, trainable=True):
     """Return an embedding layer that starts from a matrix of vectors.
 
-    The penalty, a Gaussian prior, keeps rare categories from overfitting. Its strength is PRIOR
-    times the vectors' length over the number of training rows.
+    The penalty, a Gaussian prior, keeps rare categories from overfitting: PRIOR times the numbers
+    in a vector over the training rows.
     """
     height, dim = start.shape
     penalty = keras.regularizers.L2(PRIOR * dim / len(data.training))
@@ -180,8 +180,8 @@ def ensemble(features, data, recipe, effects=0.0, seen=1.0):
     Its members share the layers in the middle; each has scales of its own for the features, at
     random +1 or -1 at the start, and an output layer of its own. Each learns from every row, and
     the mean of their predictions is what counts (TabM: Gorishniy et al. 2024, arXiv:2410.24210).
-    effects, (rows, 1, outputs), and seen, (members, features), 0 for what a member does not see,
-    are what build_embed_model.py adds.
+    For another layer add a width in choose_recipe. effects, (rows, 1, outputs), and seen, (members,
+    features), 0 for what a member does not see, are what build_embed_model.py adds.
     """
     hidden = layers.RepeatVector(recipe.members)(features) * seen  # (rows, members, features)
     if recipe.members > 1:
@@ -199,7 +199,79 @@ def ensemble(features, data, recipe, effects=0.0, seen=1.0):
     return ops.sigmoid(outputs) if TASK == "binary" else outputs
 
 
+# The loss
+
+
+def gaussian_loss(target, predictions):
+    """Return each row's squared error, divided by twice the batch's mean squared error.
+
+    That divisor is taken for a constant, so that the gradient is that of the log of the RMSE: free
+    of the target's unit, like that of cross-entropy, and one PRIOR suits both.
+    """
+    squares = ops.square(target - predictions)
+    mean_square = ops.stop_gradient(ops.mean(squares)) + keras.config.epsilon()
+    return ops.mean(squares, axis=1) / (2 * mean_square)
+
+
+# The error of each row; that of the mean prediction of the members chooses the epoch
+ERRORS = {
+    "regression": keras.losses.mean_squared_error,  # of a target of mean 0, standard deviation 1
+    "binary": keras.losses.binary_crossentropy,
+    "multiclass": keras.losses.sparse_categorical_crossentropy,
+}
+
+# What the members learn from. The target is (rows, members), each row's repeated, predictions are
+# (rows, members), or (rows, members, classes); a loss returns a number for each row.
+LOSSES = {**ERRORS, "regression": gaussian_loss}
+
+
 # Training
+
+
+def train(model, vocabularies, inputs, data, recipe, learning_rate):
+    """Return the model with the weights of its best epoch, and its history.
+
+    In each epoch fit_epoch reads some cells as row 0, which so learns what to predict of unknown
+    categories. The learning rate is steady, then it falls. Training ends if the later half of the
+    steady epochs, at least four, brought nothing, or the first half of the falling ones: a noisy
+    table would only be learned by heart. inputs: frames with the ids of all rows and what else the
+    network takes. history: each epoch's validation error, and which was kept. Raises InputError
+    where training diverges.
+    """
+    validation = validation_batches(model, inputs, data, recipe)
+    compile_model(model, recipe, validation, len(data.training))
+    random, errors, kept, least, best = generator(SEED, "epochs"), [], 0, np.inf, None
+    last = recipe.steady_epochs + recipe.falling_epochs
+    half = recipe.falling_epochs // 2 if recipe.steady_epochs else 0
+    show = progress(last, data.target_info)
+    for epoch in range(1, last + 1):
+        fallen = epoch - recipe.steady_epochs  # 1 in the first epoch in which the rate falls
+        fit_epoch(model, vocabularies, inputs, data, recipe, random, learning_rate, fallen)
+        errors.append(model.evaluate(**validation, verbose=0, return_dict=True)["mean_error"])
+        if not np.isfinite(errors[-1]):
+            raise InputError("Training diverged: lower LEARNING_RATE, or look for extreme values.")
+        # At a high rate, and no longer averaged, weights are good by luck
+        if errors[-1] < least and not 0 < fallen <= half:
+            kept, least, best = epoch, errors[-1], model.get_weights()
+        show(epoch, errors[-1], least)
+        if fallen <= 0 and not has_gained(errors, max(4, epoch // 2)):
+            break
+        if fallen == half and not has_gained(errors, half):
+            break
+    return finished(model, best, kept), {"errors": errors, "kept": kept}
+
+
+def has_gained(errors, count):
+    """Return whether the last epochs, count of them, lowered the least error by 0.2 % or more."""
+    return min(errors[-count:]) < 0.998 * min(errors[:-count], default=np.inf)
+
+
+# --------------------------------------------------------------------------------------------------
+# What stands below serves both scripts; to change the network or its loss, you need not read it.
+# --------------------------------------------------------------------------------------------------
+
+
+# The recipe
 
 Recipe = namedtuple("Recipe", "batch_size members widths weight_decay "
                               "steady_epochs falling_epochs")
@@ -231,36 +303,10 @@ def choose_recipe(row_count, epochs, rows_to_see):
     return Recipe(BATCH_SIZE or batch_size, *network, steady, falling)
 
 
-def gaussian_loss(target, predictions):
-    """Return each row's squared error, divided by twice the batch's mean squared error.
-
-    That divisor is taken for a constant, so that the gradient is that of the log of the RMSE: free
-    of the target's unit, like that of cross-entropy, and one PRIOR suits both.
-    """
-    squares = ops.square(target - predictions)
-    mean_square = ops.stop_gradient(ops.mean(squares)) + keras.config.epsilon()
-    return ops.mean(squares, axis=1) / (2 * mean_square)
+# The optimizer, also of large tables
 
 
-# The loss that each member learns from, and the error of their mean prediction, which chooses the
-# epoch: a squared error or a log loss. Each returns a number for a row. Target and predictions are
-# (rows, members), predictions of classes (rows, members, classes). A regression's target has mean 0
-# and standard deviation 1.
-LOSSES = {
-    "regression": (gaussian_loss, keras.losses.mean_squared_error),
-    "binary": ("binary_crossentropy", keras.losses.binary_crossentropy),
-    "multiclass": ("sparse_categorical_crossentropy",
-                   keras.losses.sparse_categorical_crossentropy),
-}
-
-
-def mean_error(target, predictions):
-    """Return the error of the mean prediction of the members, for each row."""
-    _, judge = LOSSES[TASK]
-    return judge(target[:, :1], ops.mean(predictions, axis=1, keepdims=True))
-
-
-def compile_model(model, recipe, row_count):
+def compile_model(model, recipe, validation, row_count):
     """Compile with AdamW; large embedding matrices have SGD, see by_size.
 
     Where there are steady epochs, fit ends each at a moving average of the weights, of which half
@@ -273,75 +319,82 @@ def compile_model(model, recipe, row_count):
         ema_momentum=np.exp(-0.7 / steps))  # exp(-0.7) is a half
     adamw.exclude_from_weight_decay(var_names=["bias", "embeddings"])
     optimizer = by_size(adamw, model)
-    loss, _ = LOSSES[TASK]
-    model.compile(optimizer, loss, weighted_metrics=[mean_error], **execution())
-    optimizer.build(model.trainable_variables)  # else TensorFlow traces the first step twice
+    model.compile(optimizer, LOSSES[TASK], weighted_metrics=[mean_error], **execution())
+    # Both make variables; made in the first step, they would let TensorFlow trace it twice
+    optimizer.build(model.trainable_variables)
+    model.evaluate(**validation, verbose=0)
 
 
-def train(model, vocabularies, inputs, data, recipe, learning_rate):
-    """Return the model with the weights of its best epoch, and each epoch's validation error.
+def mean_error(target, predictions):
+    """Return the error of the mean prediction of the members, for each row."""
+    return ERRORS[TASK](target[:, :1], ops.mean(predictions, axis=1, keepdims=True))
 
-    At the steady rate training ends if the later half of the epochs, at least four, brought
-    nothing. Then the rate falls, and training ends half way if that brought nothing: a noisy table
-    is only learned by heart. inputs: frames with the ids of all rows and what else the network
-    takes. Raises InputError where training diverges.
+
+def falling_rates(epoch, recipe, row_count):
+    """Return what the rate is multiplied by in each piece of a falling epoch, from 1 to 0.
+
+    Along half a cosine (Loshchilov and Hutter 2016, arXiv:1608.03983). Of few epochs each has many
+    pieces, and a piece has not much more than a million rows. Before the first one, at a steady
+    rate, an epoch is one piece, at whose end its weights are averaged.
     """
-    compile_model(model, recipe, len(data.training))
-    validation = validation_batches(model, inputs, data, recipe)
-    random, errors, best = generator(SEED, "epochs"), [], None
-    last = recipe.steady_epochs + recipe.falling_epochs
-    show = progress(last, data.target_info)
-    for epoch in range(1, last + 1):
-        fallen = epoch - recipe.steady_epochs
-        if fallen == 1:
-            stop_averaging(model.optimizer)
-        rates = learning_rate * falling_rates(fallen, recipe, len(data.training))
-        fit_epoch(model, vocabularies, inputs, data, recipe, random, rates)
-        errors.append(model.evaluate(**validation, verbose=0, return_dict=True)["mean_error"])
-        if not np.isfinite(errors[-1]):
-            raise InputError("Training diverged: lower LEARNING_RATE, or look for extreme values.")
-        show(errors)
-        if errors[-1] < min(errors[:-1], default=np.inf):
-            best = model.get_weights()
-        if fallen <= 0 and not has_gained(errors, max(4, epoch // 2)):
-            break
-        if fallen == recipe.falling_epochs // 2 and not has_gained(errors, fallen):
-            break
-    return finished(model, best, 1 + int(np.argmin(errors))), errors
+    if epoch < 1:
+        return np.ones(1)
+    pieces = max(1, 24 // recipe.falling_epochs, row_count // 1_000_000)
+    pieces = min(pieces, -(-row_count // recipe.batch_size))
+    passed = (epoch - 1 + (np.arange(pieces) + 0.5) / pieces) / recipe.falling_epochs
+    return (1 + np.cos(np.pi * passed)) / 2
 
 
-def has_gained(errors, count):
-    """Return whether the last epochs, count of them, lowered the least error by 0.2 % or more."""
-    return min(errors[-count:]) < 0.998 * min(errors[:-count], default=np.inf)
+def is_large(matrix):
+    """Return whether AdamW, which changes a whole matrix in every step, is too slow for it.
 
-
-def hide_some(ids, vocabularies, random):
-    """Replace some categories by row 0, which so learns what to predict of an unknown category.
-
-    Called anew for each epoch, on training rows alone. The rarer a category the more often, so that
-    it is not learned by heart: one of a single row in half of the epochs. ids: (steps, batch,
-    columns), changed in place.
+    With a million categories it takes twenty times as long as SGD, which on TensorFlow changes the
+    rows of a batch alone. Keras mixes optimizers from 3.15 on; before, all matrices have AdamW.
     """
-    for column, vocabulary in enumerate(vocabularies.values()):
-        share = 0.002 + 1 / (1 + vocabulary["count"].to_numpy("float32"))
-        cells = ids[..., column]
-        cells[random.random(cells.shape, "float32") < share[cells]] = 0
+    can_mix = tf is not None and hasattr(keras.optimizers, "MultiOptimizer")
+    return can_mix and np.prod(matrix.shape) >= 500_000
 
 
-# --------------------------------------------------------------------------------------------------
-# What stands below serves both scripts; to change the network or its loss, you need not read it.
-# --------------------------------------------------------------------------------------------------
+def by_size(adamw, model):
+    """Return SGD for the large embedding matrices of a model and AdamW for the rest, as one."""
+    sgd = keras.optimizers.SGD()
+
+    def choose(variable):
+        return sgd if "embedding_" in variable.path and is_large(variable) else adamw
+
+    if all(choose(variable) is adamw for variable in model.trainable_variables):
+        return adamw
+    return keras.optimizers.MultiOptimizer(choose)
 
 
-# The rows: read, checked and split
+def set_rate(optimizer, rate, batch_size, averaged):
+    """Set the learning rate, and whether fit ends at an average of the weights.
 
-TRAINING, VALIDATION, TEST = 0, 1, 2
-PARTS = {"train": TRAINING, "training": TRAINING, "validation": VALIDATION, "valid": VALIDATION,
-         "val": VALIDATION, "dev": VALIDATION, "test": TEST}  # what SPLIT_COLUMN may say
-MISSING_NUMBERS = ["", "NA", "NaN", "nan"]  # in numerical columns; elsewhere they are text
-Settings = namedtuple("Settings", "target_column task log_target split_column weight_column seed")
-Data = namedtuple("Data", "table target target_info outputs weights centres training validation "
-                          "test groups fingerprints")
+    The loss is a mean over the batch; SGD's rate times the batch size makes it a sum, so that a
+    vector moves by the rate for each occurrence of its category.
+    """
+    for each in getattr(optimizer, "optimizers", [optimizer]):  # what by_size made it of
+        is_sgd = isinstance(each, keras.optimizers.SGD)
+        each.learning_rate = float(rate * batch_size if is_sgd else rate)
+        each.use_ema = averaged and not is_sgd
+
+
+def execution():
+    """Return how compile should run a step: sixteen at a time, by XLA where it works.
+
+    XLA halves the time of a step, but a Mac or a GPU's set-up may lack parts of it.
+    """
+    if not tf:
+        return {"steps_per_execution": 1 if keras.backend.backend() == "torch" else 16}
+    try:
+        probe = tf.function(lambda x: tf.argsort(tf.math.log(x) + 0.9**x), jit_compile=True)
+        probe(tf.ones(2))
+    except (tf.errors.OpError, ValueError):
+        return {"steps_per_execution": 16, "jit_compile": False}
+    return {"steps_per_execution": 16, "jit_compile": True}
+
+
+# Mistakes
 
 
 class InputError(ValueError):
@@ -387,20 +440,17 @@ def check_settings(settings):
                 raise InputError(f"{name} is {settings[name]!r}; it must be {wanted}.")
 
 
+# The rows
+
+Settings = namedtuple("Settings", "target_column task log_target split_column weight_column seed")
+Data = namedtuple("Data", "table target target_info outputs weights centres training validation "
+                          "test groups fingerprints")
+
+
 def load_rows(categorical_columns, numerical_columns):
     """Read and split the table: both scripts do it here, and so train and test on the same rows."""
     settings = Settings(TARGET_COLUMN, TASK, LOG_TARGET, SPLIT_COLUMN, WEIGHT_COLUMN, SEED)
     return read_rows(DATA_FILE, categorical_columns, numerical_columns, settings)
-
-
-def split_rows(row_count, order=None):
-    """Return the part of every row, int8, for code of your own: TRAINING, VALIDATION or TEST.
-
-    Random rows, 80, 10 and 10 %. With SPLIT_COLUMN order is the text of that column. The largest
-    numbers or dates are the test, those before them the validation; of names each has its rows in
-    one part; train, validation and test are what they say. Raises InputError.
-    """
-    return split(row_count, order, SPLIT_COLUMN, SEED)
 
 
 def read_rows(data_file, categorical_columns, numerical_columns, settings):
@@ -452,6 +502,11 @@ def check_columns(categorical_columns, numerical_columns, settings):
     if settings.target_column in [*columns, settings.split_column, settings.weight_column]:
         raise InputError(f"TARGET_COLUMN {settings.target_column!r} must not be an input as well: "
                          "take it off the lists.")
+
+
+# Reading the file
+
+MISSING_NUMBERS = ["", "NA", "NaN", "nan"]  # in numerical columns; elsewhere they are text
 
 
 def check_header(header, columns, file):
@@ -524,8 +579,9 @@ def read_chunks(data_file, columns):
         check_header(header, columns, file)
         places = {column: header.index(column) for column in columns}
         while chunk := list(itertools.islice(rows, 256)):  # more would leave the processor's cache
-            lines = [line for line, _ in chunk]
-            yield file, lines, {c: [cells[i] for _, cells in chunk] for c, i in places.items()}
+            lines, cells = zip(*chunk)
+            cells = list(zip(*cells))
+            yield file, lines, {column: cells[place] for column, place in places.items()}
 
 
 def to_numbers(cells):
@@ -553,7 +609,7 @@ def read_table(data_file, text_columns, number_columns, target_column):
     numbers = {column: [] for column in number_columns}
     pending = {column: [] for column in number_columns}
     missing = MISSING_NUMBERS if target_column in number_columns else [""]
-    row_count, without_target = 0, []
+    row_count, without_target, first_without = 0, 0, None
     for file, lines, cells in read_chunks(data_file, text_columns | number_columns):
         for column, code in codes.items():
             found = [code.setdefault(cell, len(code)) for cell in cells[column]]
@@ -572,13 +628,15 @@ def read_table(data_file, text_columns, number_columns, target_column):
         row_count += len(lines)
         places = [line for line, cell in zip(lines, cells[target_column])
                   if cell.strip() in missing]
-        without_target += [f"{file}, line {line}" for line in places]
+        if places:
+            first_without = first_without or f"{file}, line {places[0]}"
+            without_target += len(places)
     if row_count < 20:
         raise InputError(f"{data_file} has {row_count} rows below its header; "
                          "20 are the fewest that can be split in three.")
     if without_target:
-        raise InputError(f"{without_target[0]}: no {target_column!r}, as in "
-                         f"{len(without_target):,} rows in all; remove these rows.")
+        raise InputError(f"{first_without}: no {target_column!r}, as in {without_target:,} rows in "
+                         "all; remove these rows.")
     for column, code in codes.items():
         categories = pd.Index(list(code), dtype=object)
         texts[column] = pd.Categorical.from_codes(np.concatenate(texts[column]), categories)
@@ -621,6 +679,23 @@ def read_weights(weights, weight_column, parts, row_count):
                          f"has {weights[wrong][0]:g} (nan: missing) in {wrong.sum():,}: remove "
                          "these rows.")
     return (weights / weights[parts[TRAINING]].mean(dtype="float64")).astype("float32")
+
+
+# The split
+
+TRAINING, VALIDATION, TEST = 0, 1, 2
+PARTS = {"train": TRAINING, "training": TRAINING, "validation": VALIDATION, "valid": VALIDATION,
+         "val": VALIDATION, "dev": VALIDATION, "test": TEST}  # what SPLIT_COLUMN may say
+
+
+def split_rows(row_count, order=None):
+    """Return the part of every row, int8, for code of your own: TRAINING, VALIDATION or TEST.
+
+    Random rows, 80, 10 and 10 %. With SPLIT_COLUMN order is the text of that column. The largest
+    numbers or dates are the test, those before them the validation; of names each has its rows in
+    one part; train, validation and test are what they say. Raises InputError.
+    """
+    return split(row_count, order, SPLIT_COLUMN, SEED)
 
 
 def split(row_count, order, split_column, seed):
@@ -701,6 +776,9 @@ def print_parts(order, part, split_column):
     print(f"  by {split_column}: {', '.join(shown)}")
 
 
+# The target
+
+
 def encode_target(target, parts, weights, data_file, settings):
     """Return the target as the network learns it, and a dict of what turns predictions back.
 
@@ -718,7 +796,8 @@ def encode_target(target, parts, weights, data_file, settings):
         print(f"  LOG_TARGET does little: {name} has no value above 0.5, where log1p hardly bends; "
               "multiply it, say by 1000.")
     values = np.log1p(target) if log_target else target
-    learned, extreme = values.copy(), is_extreme(values, training)
+    low, high = np.quantile(values[training], [0.01, 0.99])  # between them are 98 %
+    learned, extreme = values.copy(), np.abs(values - low) > (100 * (high - low) or np.inf)
     if extreme.any():
         print_extremes(target[extreme], data_file, name)
         usual = values[training][~extreme[training]]
@@ -732,12 +811,6 @@ def encode_target(target, parts, weights, data_file, settings):
     learned[test] = values[test]  # the report is on what the file says
     info = {"mean": mean, "std": std, "log": log_target}
     return ((learned - mean) / std).astype("float32"), info
-
-
-def is_extreme(values, training):
-    """Return which values are further out than 100 times the range of 98 % of training rows."""
-    low, high = np.quantile(values[training], [0.01, 0.99])
-    return np.abs(values - low) > (100 * (high - low) or np.inf)
 
 
 def print_extremes(extremes, data_file, name):
@@ -820,15 +893,6 @@ def rows_at_once(model):
     return min(8192, 16 + 2**16 // columns)
 
 
-def even_batches(rows, limit=8192, multiple=1):
-    """Return rows as equal batches of some limit at most, rounded up to a multiple.
-
-    What the last one lacks is filled up with the first rows, as few as that takes.
-    """
-    count = 1 + len(rows) // limit
-    return full_batches(rows, -(-len(rows) // (count * multiple)) * multiple)
-
-
 def gather(frames, batches):
     """Return some rows of frames: (steps, batch, columns) each for their numbers (steps, batch)."""
     rows = batches.ravel()
@@ -837,12 +901,13 @@ def gather(frames, batches):
 
 def feed(inputs, data, batches, members):
     """Return inputs (steps, batch, ...) and target as the keyword arguments of fit and evaluate."""
+    size = batches.shape[1] // PROCESSES
+    own = slice(PROCESS * size, (PROCESS + 1) * size)  # this process's part of each batch
+    inputs, batches = [each[:, own] for each in inputs], batches[:, own]
     targets = np.repeat(data.target[batches][:, :, None], members, axis=2)
     weights = data.weights[batches][:, :, None]
-    *inputs, targets, weights = map(own_share, [*inputs, targets, weights])
     if not tf:
         *inputs, targets, weights = map(np.concatenate, [*inputs, targets, weights])
-        size = batches.shape[1] // PROCESSES
         return {"x": inputs, "y": targets, "sample_weight": weights, "batch_size": size}
     options = tf.data.Options()
     options.autotune.enabled = False  # TensorFlow 2.21 would wait for the tuner at each end of fit
@@ -851,118 +916,55 @@ def feed(inputs, data, batches, members):
     return {"x": rows.with_options(options)}
 
 
-def falling_rates(epoch, recipe, row_count):
-    """Return what the rate is multiplied by in each piece of a falling epoch, from 1 to 0.
-
-    Along half a cosine (Loshchilov and Hutter 2016, arXiv:1608.03983). Of few epochs each has many
-    pieces, and a piece has not much more than a million rows. Before the first one, at a steady
-    rate, an epoch is one piece, at whose end its weights are averaged.
-    """
-    if epoch < 1:
-        return np.ones(1)
-    pieces = max(1, 24 // recipe.falling_epochs, row_count // 1_000_000)
-    pieces = min(pieces, -(-row_count // recipe.batch_size))
-    passed = (epoch - 1 + (np.arange(pieces) + 0.5) / pieces) / recipe.falling_epochs
-    return (1 + np.cos(np.pi * passed)) / 2
-
-
-def fit_epoch(model, vocabularies, inputs, data, recipe, random, rates):
+def fit_epoch(model, vocabularies, inputs, data, recipe, random, learning_rate, fallen):
     """Let the model learn from every training row once, in random order.
 
     Rows are gathered in as many pieces as there are rates, which saves memory on large tables.
     """
+    rates = learning_rate * falling_rates(fallen, recipe, len(data.training))
     order = full_batches(random.permutation(data.training), recipe.batch_size)
     for number, batches in enumerate(np.array_split(order, len(rates))):
         ids, *others = gather(inputs, batches)
         hide_some(ids, vocabularies, random)
         rows = feed([ids, *others], data, batches, recipe.members)
-        set_rate(model.optimizer, rates[number], recipe.batch_size)
+        set_rate(model.optimizer, rates[number], recipe.batch_size, averaged=fallen < 1)
         model.fit(**rows, shuffle=False, verbose=0)
         if order.size > 2_000_000:
             print(f"  {number + 1} of {len(rates)} pieces of the epoch", flush=True)
 
 
-def execution():
-    """Return how compile should run a step: sixteen at a time, by XLA where it works.
+def hide_some(ids, vocabularies, random):
+    """Replace some categories by row 0, which so learns what to predict of an unknown category.
 
-    XLA halves the time of a step, but a Mac or a GPU's set-up may lack parts of it.
+    The rarer a category the more often, so that it is not learned by heart: one of a single row in
+    half of the epochs. ids: (steps, batch, columns), changed in place.
     """
-    if not tf:
-        return {"steps_per_execution": 1 if keras.backend.backend() == "torch" else 16}
-    try:
-        probe = tf.function(lambda x: tf.argsort(tf.math.log(x) + 0.9**x), jit_compile=True)
-        probe(tf.ones(2))
-    except (tf.errors.OpError, ValueError):
-        return {"steps_per_execution": 16, "jit_compile": False}
-    return {"steps_per_execution": 16, "jit_compile": True}
+    for column, vocabulary in enumerate(vocabularies.values()):
+        share = 0.002 + 1 / (1 + vocabulary["count"].to_numpy("float32"))
+        cells = ids[..., column]
+        cells[random.random(cells.shape, "float32") < share[cells]] = 0
 
 
 def validation_batches(model, inputs, data, recipe):
     """Return at most 200,000 validation rows as the keyword arguments of evaluate."""
-    rows = sample(data.validation, 200_000, SEED)
-    batches = even_batches(rows, rows_at_once(model), device_count(recipe.batch_size))
+    rows, devices = sample(data.validation, 200_000, SEED), device_count(recipe.batch_size)
+    count = 1 + len(rows) // rows_at_once(model)
+    size = -(-len(rows) // (count * devices)) * devices  # few rows are counted twice
+    batches = full_batches(rows, size)
     return feed(gather(inputs, batches), data, batches, recipe.members)
 
 
 def in_batches(function, rows, limit=8192):
-    """Return what a function returns for some rows, called for one even batch at a time."""
-    return np.concatenate([function(batch) for batch in even_batches(rows, limit)])[: len(rows)]
+    """Return what a function returns for some rows, called for one batch of them at a time."""
+    batches = full_batches(rows, min(limit, len(rows)))
+    return np.concatenate([function(batch) for batch in batches])[: len(rows)]
 
 
 def predict_rows(model, inputs, rows):
     """Return the mean prediction of the members for some rows, in units of the target learned."""
-
-    def predict(batch):
-        return model.predict_on_batch(gather(inputs, batch))
-
-    return in_batches(predict, rows, rows_at_once(model)).mean(axis=1)
-
-
-# Large tables
-
-
-def is_large(matrix):
-    """Return whether AdamW, which changes a whole matrix in every step, is too slow for it.
-
-    With a million categories it takes twenty times as long as SGD, which on TensorFlow changes the
-    rows of a batch alone. Keras mixes optimizers from 3.15 on; before, all matrices have AdamW.
-    """
-    can_mix = tf is not None and hasattr(keras.optimizers, "MultiOptimizer")
-    return can_mix and np.prod(matrix.shape) >= 500_000
-
-
-def by_size(adamw, model):
-    """Return SGD for the large embedding matrices of a model and AdamW for the rest, as one."""
-    sgd = keras.optimizers.SGD()
-
-    def choose(variable):
-        return sgd if "embedding_" in variable.path and is_large(variable) else adamw
-
-    if all(choose(variable) is adamw for variable in model.trainable_variables):
-        return adamw
-    return keras.optimizers.MultiOptimizer(choose)
-
-
-def each_of(optimizer):
-    """Return what by_size made an optimizer of."""
-    return getattr(optimizer, "optimizers", [optimizer])
-
-
-def set_rate(optimizer, rate, batch_size):
-    """Set the learning rate.
-
-    The loss is a mean over the batch; SGD's rate times the batch size makes it a sum, so that a
-    vector moves by the rate for each occurrence of its category.
-    """
-    for each in each_of(optimizer):
-        is_sgd = isinstance(each, keras.optimizers.SGD)
-        each.learning_rate = float(rate * batch_size if is_sgd else rate)
-
-
-def stop_averaging(optimizer):
-    """Let fit end at the weights that it reached, no longer at their average."""
-    for each in each_of(optimizer):
-        each.use_ema = False
+    members = in_batches(lambda batch: model.predict_on_batch(gather(inputs, batch)), rows,
+                         rows_at_once(model))
+    return members.mean(axis=1)
 
 
 # Several processes
@@ -998,12 +1000,6 @@ def device_count(batch_size):
     return count
 
 
-def own_share(batches):
-    """Return this process's part of batches (steps, batch, ...)."""
-    share = batches.shape[1] // PROCESSES
-    return batches[:, PROCESS * share : (PROCESS + 1) * share]
-
-
 def finished(model, weights, epoch):
     """Return the model with the weights that it had after an epoch, on one device from now on."""
     print(f"  kept: the weights after epoch {epoch}")
@@ -1031,27 +1027,22 @@ def losses(data, rows, predictions):
 def score(data, predictions):
     """Return the figures of a report by name, for the predictions on the test rows.
 
-    Regression: root mean squared error, mean absolute error and R² in the target's units, with
-    LOG_TARGET the RMSE of log1p(target) before them. Classes: mean log loss, then the area under
-    the ROC curve (binary, of rows of both classes) or the share of right predictions.
+    The first one, an RMSE, of log1p with LOG_TARGET, or the log loss, is what was trained for.
     """
     target, weights, info = data.target[data.test], data.weights[data.test], data.target_info
     mean = np.average(losses(data, data.test, predictions), weights=weights)
     figures = dict([in_units(mean, info)])
     if "classes" not in info:
         both = to_units(target, info), to_units(predictions, info)
-        for name, metric in REGRESSION_METRICS.items():
-            figures[name] = float(metric(*both, sample_weight=weights))
+        figures["RMSE"] = float(metrics.root_mean_squared_error(*both, sample_weight=weights))
+        figures["MAE"] = float(metrics.mean_absolute_error(*both, sample_weight=weights))
+        figures["R²"] = float(metrics.r2_score(*both, sample_weight=weights))
     elif np.ndim(predictions) == 2:
         right = target == predictions.argmax(axis=1)
         figures["accuracy"] = float(np.average(right, weights=weights))
     elif len(np.unique(target)) == 2:
         figures["AUC"] = float(metrics.roc_auc_score(target, predictions, sample_weight=weights))
     return figures
-
-
-REGRESSION_METRICS = {"RMSE": metrics.root_mean_squared_error, "MAE": metrics.mean_absolute_error,
-                      "R²": metrics.r2_score}
 
 
 def to_units(values, target_info):
@@ -1097,153 +1088,6 @@ def written(figure, like=None):
     return f"{round(figure, digits) + 0.0:,.{digits}f}"  # no -0.0
 
 
-def progress(most, target_info):
-    """Return a function that shows how training goes, in a line every few seconds.
-
-    most: the number of epochs if every one pays.
-    """
-    begin, due, first = time.perf_counter(), 0, 0
-
-    def show(errors):
-        nonlocal due, first
-        epoch, seconds = len(errors), time.perf_counter() - begin
-        first = first or seconds  # the first epoch, which compiles, says nothing of the others
-        if seconds > due or epoch == most:
-            due = seconds + max(3, seconds / 10)  # a few dozen lines at most
-            name, now = in_units(errors[-1], target_info)
-            _, least = in_units(min(errors), target_info)
-            left = (seconds - first) / max(1, epoch - 1) * (most - epoch)
-            left = f", at most {left:.0f} s left" if epoch > 1 else ""
-            print(f"  epoch {epoch:<3} validation {name} {written(now)} (best {written(least)})  "
-                  f"{seconds:.1f} s{left}", flush=True)
-
-    return show
-
-
-def print_sizes(vocabularies, unknown):
-    """Print how many categories each column has and what may be wrong with them.
-
-    unknown: the share of each column's test cells whose category is not in the training rows.
-    """
-    print("Embeddings")
-    width = max(map(len, vocabularies))
-    for column, vocabulary in vocabularies.items():
-        counts = vocabulary.set_index("category")["count"][1:]
-        line = f"  {column:<{width}} {len(counts):>7,} categories -> "
-        line += f"{embedding_dim(len(counts))} dimensions"
-        if len(counts) > counts.sum() / 4:
-            line += " (hardly a category twice: its vectors will not generalise)"
-        if unknown[column] >= 0.01:
-            line += f" ({unknown[column]:.1%} of the test cells are unknown)"
-        print(line)
-        if groups := alike(counts.index):
-            pairs = ", ".join(f"{group[0][:40]!r} and {group[1][:40]!r}" for group in groups[:2])
-            rows = sum(counts[group[1:]].sum() for group in groups)
-            print(f"    {rows:,} rows of {column} differ in spelling alone, as {pairs} do: "
-                  "write them alike if they mean the same")
-
-
-def mean_targets(ids, vocabularies, data):
-    """Return for each column the mean target of each category's training rows, NaN where none.
-
-    In the target's units; of two classes the share of the second; None of more than two.
-    """
-    info, rows = data.target_info, data.training
-    if data.outputs > 1:
-        return [None] * len(vocabularies)
-    target = data.target[rows] if "classes" in info else to_units(data.target[rows], info)
-    means = []
-    for column, vocabulary in vocabularies.items():
-        numbers, size = ids[column].iloc[rows], len(vocabulary)
-        counts = np.bincount(numbers, data.weights[rows], size)
-        sums = np.bincount(numbers, target * data.weights[rows], size)
-        means.append(np.divide(sums, counts, np.full(size, np.nan), where=counts > 0))
-    return means
-
-
-def describe_columns(matrices, vocabularies, means):
-    """Return what look.html shows of each column: a dict of its 1,000 most frequent categories.
-
-    x, y: a place for each on a map; share: how much of the vectors' variance two directions hold,
-    line: how much one does; near: the nearest five by distance, those of 20 rows or more first.
-    Distance, not the angle: on the flights, airports that are near by distance differ by 12 minutes
-    of air time, by angle 20, as the length of a vector says something as well.
-    """
-    columns = []
-    for weights, (name, vocabulary), of_column in zip(matrices, vocabularies.items(), means):
-        vectors, counts = weights[1:1001], vocabulary["count"][1:1001].to_numpy()
-        places, share, layout = lay_out(vectors)
-        known = None if of_column is None else of_column[1:1001]
-        if known is not None and places[:, 0] @ (known - known.mean()) < 0:
-            places[:, 0] *= -1  # to the right is higher
-        distances = metrics.pairwise.euclidean_distances(vectors)
-        last = np.where(np.eye(len(vectors)), 2, counts < 20)  # few rows, then itself
-        near = np.lexsort([distances, last])[:, : min(5, len(vectors) - 1)]
-        columns.append({
-            "name": name, "dimensions": weights.shape[1], "cardinality": len(vocabulary) - 1,
-            "layout": layout, "share": float(share.sum()), "line": float(share[0]),
-            "categories": vocabulary["category"][1:1001].tolist(), "counts": counts.tolist(),
-            "means": None if known is None else rounded(known), "near": near.tolist(),
-            "x": rounded(places[:, 0]), "y": rounded(places[:, 1])})
-    return columns
-
-
-def rounded(values):
-    """Return values for JSON, of seven digits, None in place of NaN."""
-    return [float(f"{value:.7g}") if np.isfinite(value) else None for value in values]
-
-
-def lay_out(vectors):
-    """Return places (categories, 2), the share of the variance of two directions, and the method.
-
-    Principal components where the first two hold most of the variance, else t-SNE (van der Maaten
-    and Hinton 2008).
-    """
-    if len(vectors) < 3:
-        return vectors[:, :2].astype("float64"), np.array([1.0, 0.0]), "principal components"
-    components = PCA(2, random_state=SEED).fit(vectors)
-    share = np.nan_to_num(components.explained_variance_ratio_)
-    if share.sum() > 0.6 or len(vectors) <= 30:  # t-SNE looks at 30 neighbours
-        return components.transform(vectors).astype("float64"), share, "principal components"
-    places = TSNE(init="pca", max_iter=500, random_state=SEED).fit_transform(vectors)
-    return places.astype("float64"), share, "t-SNE"
-
-
-def print_nearest(columns, target_column):
-    """Print what is nearest to the three most frequent categories of each column.
-
-    Where vectors lie along one line, their order is all there is to say.
-    """
-    shown = f"rows and mean {target_column}" if columns[0]["means"] else "rows"
-    print(f"Nearest categories (with their {shown}; '?': fewer than 20 rows)")
-    width = max(len(column["name"]) for column in columns)
-    for column in columns:
-        counts, means = column["counts"], column["means"]
-        if len(counts) <= 10:
-            continue
-
-        def show(i):
-            mean = f" {written(means[i])}" if means else ""
-            return f"{label(column['categories'][i])}{'?' if counts[i] < 20 else ''}{mean}"
-
-        if column["line"] > 0.9:
-            order = sorted(range(min(len(counts), 20)), key=lambda i: column["x"][i])
-            ends = [*map(show, order[:3]), "...", *map(show, order[-3:])]
-            way = ", low to high" if means else ""
-            print(f"  {column['name']:<{width}}  along one line{way}: {', '.join(ends)}")
-            continue
-        for i in range(3):
-            near = ", ".join(map(show, column["near"][i][:4]))
-            name = column["name"] if i == 0 else ""
-            print(f"  {name:<{width}}  {show(i)} ({counts[i]:,} rows): {near}")
-
-
-def label(category):
-    """Return a category as it is shown on one line: white space folded, cut in the middle."""
-    text = " ".join(category.split()) or "(empty)"
-    return text if len(text) <= 40 else f"{text[:20]}…{text[-19:]}"
-
-
 # Files
 
 UNKNOWN = "<unknown>"  # row 0 in the vocabulary; it is found by its place, never by this name
@@ -1265,9 +1109,9 @@ def file_stems(columns):
     """Return the name of each column's files: its own, or one that any file system can bear."""
     folded = [unicodedata.normalize("NFC", column).casefold() for column in columns]
     stems = {}
-    for column, fold in zip(columns, folded):
+    for column, lower in zip(columns, folded):
         stem = re.sub(r"[^\w .+-]|^\.", lambda found: f"%{ord(found[0]):02X}", column)
-        if folded.count(fold) > 1 or len(stem.encode()) > 100:
+        if folded.count(lower) > 1 or len(stem.encode()) > 100:
             stem = f"{stem[:40]}-{fingerprint([column])[:8]}"
         stems[column] = stem
     return stems
@@ -1334,7 +1178,7 @@ def read_run(folder):
         return {}
     try:
         run = json.loads(file.read_text(encoding="utf-8"))
-        if not {"columns", "rows", "target", "test", "files"} <= run.keys():
+        if not set("columns rows target test files unknown validation_error".split()) <= {*run}:
             raise ValueError("entries are missing")
         return run
     except (AttributeError, TypeError, ValueError) as error:
@@ -1365,23 +1209,22 @@ def save_embeddings(folder, matrices, vocabularies, run, look):
 LOOK = "window.run = "  # how look.js begins: a page opened from disk may load a script, no JSON
 
 
-def first_look(data, columns, errors, predictions):
+def first_look(data, columns, history, predictions):
     """Return what look.html shows after the first script."""
     info, colour = data.target_info, f"mean {TARGET_COLUMN}"
     if "classes" in info:
         colour = f"share of {info['classes'][1]!r}" if data.outputs == 1 else None
     sizes = [len(rows) for rows in (data.training, data.validation, data.test)]
     alone = intervals(bootstrap({ALONE: predictions}, data), info)
-    training = [describe_training("build_embeddings.py", errors, info)]
+    training = [describe_training("build_embeddings.py", history, info)]
     return {"task": TASK, "target": TARGET_COLUMN, "rows": sizes, "colour": colour,
             "columns": columns, "training": training, "intervals": alone}
 
 
-def describe_training(script, errors, target_info):
+def describe_training(script, history, target_info):
     """Return the curve of a training, in the target's units."""
-    names, figures = zip(*[in_units(error, target_info) for error in errors])
-    return {"script": script, "figure": names[0], "errors": rounded(figures),
-            "kept": 1 + int(np.argmin(errors))}
+    names, figures = zip(*[in_units(error, target_info) for error in history["errors"]])
+    return {**history, "script": script, "figure": names[0], "errors": rounded(figures)}
 
 
 def intervals(draws, target_info):
@@ -1390,9 +1233,73 @@ def intervals(draws, target_info):
     return {model: rounded(in_units(end, target_info)[1] for end in ends[model]) for model in ends}
 
 
+def mean_targets(ids, vocabularies, data):
+    """Return for each column the mean target of the training rows of its first 1,000 categories.
+
+    In the target's units; of two classes the share of the second; None of more than two.
+    """
+    info, rows = data.target_info, data.training
+    if data.outputs > 1:
+        return [None] * len(vocabularies)
+    target = data.target[rows] if "classes" in info else to_units(data.target[rows], info)
+    means = []
+    for column in vocabularies:
+        codes = ids[column].iloc[rows]
+        counts = np.bincount(codes, data.weights[rows])[1:1001]
+        means.append(np.bincount(codes, target * data.weights[rows])[1:1001] / counts)
+    return means
+
+
+def describe_columns(matrices, vocabularies, means):
+    """Return what look.html shows of each column: a dict of its 1,000 most frequent categories.
+
+    x, y: a place for each on a map; share: how much of the vectors' variance two directions hold,
+    line: how much one does; near: the nearest five by distance, those of 20 rows or more first.
+    Distance, not the angle: on the flights, airports that are near by distance differ by 12 minutes
+    of air time, by angle 20, as the length of a vector says something as well.
+    """
+    columns = []
+    for weights, (name, vocabulary), known in zip(matrices, vocabularies.items(), means):
+        vectors, counts = weights[1:1001], vocabulary["count"][1:1001].to_numpy()
+        places, share, layout = lay_out(vectors)
+        if known is not None and places[:, 0] @ (known - known.mean()) < 0:
+            places[:, 0] *= -1  # to the right is higher
+        distances = metrics.pairwise.euclidean_distances(vectors)
+        last = np.where(np.eye(len(vectors)), 2, counts < 20)  # few rows, then itself
+        near = np.lexsort([distances, last])[:, : min(5, len(vectors) - 1)]
+        columns.append({
+            "name": name, "dimensions": weights.shape[1], "cardinality": len(vocabulary) - 1,
+            "layout": layout, "share": float(share.sum()), "line": float(share[0]),
+            "categories": vocabulary["category"][1:1001].tolist(), "counts": counts.tolist(),
+            "means": None if known is None else rounded(known), "near": near.tolist(),
+            "x": rounded(places[:, 0]), "y": rounded(places[:, 1])})
+    return columns
+
+
+def rounded(values):
+    """Return values for JSON, of seven digits, None in place of NaN."""
+    return [float(f"{value:.7g}") if np.isfinite(value) else None for value in values]
+
+
+def lay_out(vectors):
+    """Return places (categories, 2), the share of the variance of two directions, and the method.
+
+    Principal components where the first two hold most of the variance, else t-SNE (van der Maaten
+    and Hinton 2008).
+    """
+    if len(vectors) < 3:
+        return vectors[:, :2].astype("float64"), np.array([1.0, 0.0]), "principal components"
+    components = PCA(2, random_state=SEED).fit(vectors)
+    share = np.nan_to_num(components.explained_variance_ratio_)
+    if share.sum() > 0.6 or len(vectors) <= 30:  # t-SNE looks at 30 neighbours
+        return components.transform(vectors).astype("float64"), share, "principal components"
+    places = TSNE(init="pca", max_iter=500, random_state=SEED).fit_transform(vectors)
+    return places.astype("float64"), share, "t-SNE"
+
+
 def write_look(folder, look):
     """Write what look.html shows, and the page itself into a folder of another name."""
-    text = json.dumps(look, ensure_ascii=True, allow_nan=False).replace("</", "<\\/")
+    text = json.dumps(look, allow_nan=False)
     (folder / "look.js").write_text(f"{LOOK}{text};\n", encoding="utf-8")
     page = Path(__file__).parent / "embeddings" / "look.html"
     if page.exists() and page.parent.resolve() != folder.parent.resolve():
@@ -1417,6 +1324,76 @@ def stage(title):
     begin = time.perf_counter()
     yield
     print(f"  {time.perf_counter() - begin:.1f} s", flush=True)
+
+
+def progress(most, target_info):
+    """Return a function that shows how training goes, of at most so many epochs, in some lines."""
+    begin, due, first = time.perf_counter(), 0, 0
+
+    def show(epoch, error, least):
+        nonlocal due, first
+        seconds = time.perf_counter() - begin
+        first = first or seconds  # the first epoch, which compiles, says nothing of the others
+        if seconds > due or epoch == most:
+            due = seconds + max(3, seconds / 10)  # a few dozen lines at most
+            (name, now), (_, best) = in_units(error, target_info), in_units(least, target_info)
+            left = (seconds - first) / max(1, epoch - 1) * (most - epoch)
+            left = f", at most {left:.0f} s left" if epoch > 1 else ""
+            print(f"  epoch {epoch:<3} validation {name} {written(now)} (best {written(best)})  "
+                  f"{seconds:.1f} s{left}", flush=True)
+
+    return show
+
+
+def print_sizes(vocabularies, unknown):
+    """Print how many categories each column has and what may be wrong with them."""
+    print("Embeddings")
+    width = max(map(len, vocabularies))
+    for column, vocabulary in vocabularies.items():
+        counts = vocabulary.set_index("category")["count"][1:]
+        line = f"  {column:<{width}} {len(counts):>7,} categories -> "
+        line += f"{embedding_dim(len(counts))} dimensions"
+        if len(counts) > counts.sum() / 4:
+            line += " (hardly a category twice: its vectors will not generalise)"
+        if unknown[column] >= 0.01:
+            line += f" ({unknown[column]:.1%} of the test cells are unknown)"
+        print(line)
+        if groups := alike(counts.index):
+            pairs = ", ".join(f"{group[0][:40]!r} and {group[1][:40]!r}" for group in groups[:2])
+            rows = sum(counts[group[1:]].sum() for group in groups)
+            print(f"    {rows:,} rows of {column} differ in spelling alone, as {pairs} do: "
+                  "write them alike if they mean the same")
+
+
+def print_nearest(columns, target_column):
+    """Print what is nearest to the three most frequent categories of each column.
+
+    Where vectors lie along one line, their order is all there is to say.
+    """
+    shown = f"rows and mean {target_column}" if columns[0]["means"] else "rows"
+    print(f"Nearest categories (with their {shown}; '?': fewer than 20 rows)")
+    width = max(len(column["name"]) for column in columns)
+    for column in columns:
+        texts = list(map(label, column["categories"], column["counts"],
+                         column["means"] or itertools.repeat(None)))
+        if len(texts) <= 10:
+            continue
+        if column["line"] > 0.9:
+            order = [texts[i] for i in np.argsort(column["x"][:20])]
+            way = ", low to high" if column["means"] else ""
+            lines = [f"along one line{way}: {', '.join([*order[:3], '...', *order[-3:]])}"]
+        else:
+            lines = [f"{texts[i]} ({column['counts'][i]:,} rows): "
+                     + ", ".join(texts[near] for near in column["near"][i][:4]) for i in range(3)]
+        for name, line in zip([column["name"], "", ""], lines):
+            print(f"  {name:<{width}}  {line}")
+
+
+def label(category, count, mean):
+    """Return a category as it is shown: white space folded, cut in the middle, its mean behind."""
+    text = " ".join(category.split()) or "(empty)"
+    text = text if len(text) <= 40 else f"{text[:20]}…{text[-19:]}"
+    return text + ("?" if count < 20 else "") + ("" if mean is None else f" {written(mean)}")
 
 
 def run_script(main, arguments=()):

@@ -321,7 +321,7 @@ def columns_of(base, vectors, counts, means=None):
     names = [chr(97 + i) if i < 26 else f"z{i}" for i in range(len(vectors))]
     vocabulary = pd.DataFrame({"category": ["<unknown>", *names], "count": [0, *counts]})
     weights = np.vstack([np.zeros_like(vectors[:1]), vectors])
-    (column,) = base.describe_columns([weights], {"column": vocabulary}, [means if means is None else np.array([np.nan, *means])])
+    (column,) = base.describe_columns([weights], {"column": vocabulary}, [means if means is None else np.array(means)])
     return column
 
 

@@ -37,8 +37,8 @@ RANDOM_START = """
 import build_embed_model as script, numpy as np
 load = script.load_embedding
 def load_random(column, run):
-    weights, vocabulary = load(column, run)
-    return np.random.default_rng(script.base.SEED).uniform(-0.05, 0.05, weights.shape).astype("float32"), vocabulary
+    weights, *others = load(column, run)
+    return np.random.default_rng(script.base.SEED).uniform(-0.05, 0.05, weights.shape).astype("float32"), *others
 script.load_embedding = load_random
 script.main()
 """
