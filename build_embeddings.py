@@ -6,8 +6,7 @@ A network learns to predict TARGET_COLUMN from CATEGORICAL_COLUMNS alone. Each c
 embedding layer: a matrix with one row for each category, trained like any other weights. Saved are
 
     embeddings/<column>.npy    the matrix, float32; row 0 stands for all categories that are unknown
-    embeddings/<column>.csv    the vocabulary: the category of each row of the matrix,
-                               and its count in the training rows
+    embeddings/<column>.csv    the vocabulary: each row's category and its count in training rows
     embeddings/run.json        settings, checksums and test figures
     embeddings/look.js         what embeddings/look.html, a page of this project, shows of them
 
@@ -128,8 +127,7 @@ def build_vocabularies(table, training):
 def to_ids(table, vocabularies):
     """Return a frame of ids: the row of each category in its vocabulary, 0 where it has none.
 
-    The columns, pandas categoricals in which an empty cell is "", are taken out of the table, to
-    save memory.
+    The columns, categoricals in which an empty cell is "", leave the table, to save memory.
     """
     ids = {}
     for column, vocabulary in vocabularies.items():
@@ -139,7 +137,6 @@ def to_ids(table, vocabularies):
 
 
 # The network
-
 
 PRIOR = 40  # the strength of the L2 penalty on vectors; higher: closer to zero
 
