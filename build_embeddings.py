@@ -67,7 +67,7 @@ MAX_EMBEDDING_DIM = 50  # the longest vector allowed; 8 is easier to look at and
 EMBEDDINGS_DIR = "embeddings"
 
 # training
-EPOCHS = None  # None: by the number of rows, see choose_recipe; a number: exactly so many
+EPOCHS = None  # None: by the number of rows, see choose_recipe; a number: exactly so many, falling
 BATCH_SIZE = None  # None: by the number of rows; larger is faster, and takes fewer steps
 LEARNING_RATE = 5e-3  # lower it if training diverges
 SEED = 0  # another seed: other random rows held out, other random starts
@@ -177,8 +177,8 @@ def ensemble(features, data, recipe, effects=0.0, seen=1.0):
     Its members share the layers in the middle; each has scales of its own for the features, at
     random +1 or -1 at the start, and an output layer of its own. Each learns from every row, and
     the mean of their predictions is what counts (TabM: Gorishniy et al. 2024, arXiv:2410.24210).
-    For another layer add a width in choose_recipe. effects, (rows, 1, outputs), and seen, (members,
-    features), 0 for what a member does not see, are what build_embed_model.py adds.
+    choose_recipe says how many members and which widths of layers. effects, (rows, 1, outputs), and
+    seen, (members, features), 0 for what a member does not see, are what build_embed_model.py adds.
     """
     hidden = layers.RepeatVector(recipe.members)(features) * seen  # (rows, members, features)
     if recipe.members > 1:
@@ -210,7 +210,7 @@ def gaussian_loss(target, predictions):
     return ops.mean(squares, axis=1) / (2 * mean_square)
 
 
-# The error of each row; that of the mean prediction of the members chooses the epoch
+# The error of the members' mean prediction, (rows, 1) or (rows, 1, classes), chooses the epoch
 ERRORS = {
     "regression": keras.losses.mean_squared_error,  # of a target of mean 0, standard deviation 1
     "binary": keras.losses.binary_crossentropy,
@@ -218,7 +218,7 @@ ERRORS = {
 }
 
 # What the members learn from. The target is (rows, members), each row's repeated, predictions are
-# (rows, members), or (rows, members, classes); a loss returns a number for each row.
+# (rows, members), or (rows, members, classes). A loss of another scale needs another PRIOR.
 LOSSES = {**ERRORS, "regression": gaussian_loss}
 
 
@@ -229,11 +229,11 @@ def train(model, vocabularies, inputs, data, recipe, learning_rate):
     """Return the model with the weights of its best epoch, and its history.
 
     In each epoch fit_epoch reads some cells as row 0, which so learns what to predict of unknown
-    categories. The learning rate is steady, then it falls. Training ends if the later half of the
-    steady epochs, at least four, brought nothing, or the first half of the falling ones: a noisy
-    table would only be learned by heart. inputs: frames with the ids of all rows and what else the
-    network takes. history: each epoch's validation error, and which was kept. Raises InputError
-    where training diverges.
+    categories. The learning rate is steady, and each epoch ends at an average of its weights, then
+    the rate falls. Training ends early, as a noisy table would only be learned by heart: after a
+    steady epoch, if the later half of the epochs, at least four, brought nothing, and half way down
+    the fall, if the later half of its epochs did not. inputs: frames with the ids of all rows and
+    what else the network takes. Raises InputError where training diverges.
     """
     validation = validation_batches(model, inputs, data, recipe)
     compile_model(model, recipe, validation, len(data.training))
@@ -253,7 +253,7 @@ def train(model, vocabularies, inputs, data, recipe, learning_rate):
         show(epoch, errors[-1], least)
         if fallen <= 0 and not has_gained(errors, max(4, epoch // 2)):
             break
-        if fallen == half and not has_gained(errors, half):
+        if fallen == half and not has_gained(errors, half // 2):
             break
     return finished(model, best, kept), {"errors": errors, "kept": kept}
 

@@ -144,6 +144,7 @@ STEADY = [1, 0.99, 0.98, 0.97, 0.96, 0.95, 0.94, 0.93]
     (STEADY, [0.95, 0.92, 0.91, 0.9], 12, 12),
     (STEADY, [0.95, 0.9, 0.92, 0.91], 12, 12),  # an epoch at a high rate without an average was good by luck
     (STEADY, [0.95, 0.93, 0.92, 0.9], 10, 8),  # half of the fall brought nothing
+    (STEADY, [0.9, 0.93, 0.92, 0.9], 10, 8),  # nor did its later half
     ([1, 0.95, 0.95, 0.95, 0.95, 0.95, 0.94, 0.93], [0.95, 0.94, 0.92, 0.9], 6, 2),  # nor did the last four of six epochs
     ([], [1, 2, 3, 4], 4, 1),  # a large table, or EPOCHS is set
 ])
