@@ -101,7 +101,7 @@ def main():
     columns = describe_columns(matrices, vocabularies, mean_targets(ids, vocabularies, data))
     print_nearest(columns, TARGET_COLUMN)
     run = {"rows": data.fingerprints, "target": data.target_info, "unknown": unknown.to_dict(),
-           "validation_error": history["errors"][history["kept"] - 1], "test": {ALONE: figures}}
+           "validation_error": history["least"], "test": {ALONE: figures}}
     look = first_look(data, columns, history, predictions)
     save_embeddings(folder, matrices, vocabularies, run, look)
 
@@ -233,7 +233,8 @@ def train(model, vocabularies, inputs, data, recipe, learning_rate):
     the rate falls. Training ends early, as a noisy table would only be learned by heart: after a
     steady epoch, if the later half of the epochs, at least four, brought nothing, and half way down
     the fall, if the later half of its epochs did not. inputs: frames with the ids of all rows and
-    what else the network takes. Raises InputError where training diverges.
+    what else the network takes. history: the errors, the epoch that is kept, and its error, the
+    least. Raises InputError where training diverges.
     """
     validation = validation_batches(model, inputs, data, recipe)
     compile_model(model, recipe, validation, len(data.training))
@@ -255,7 +256,7 @@ def train(model, vocabularies, inputs, data, recipe, learning_rate):
             break
         if fallen == half and not has_gained(errors, half // 2):
             break
-    return finished(model, best, kept), {"errors": errors, "kept": kept}
+    return finished(model, best, kept), {"errors": errors, "kept": kept, "least": least}
 
 
 def has_gained(errors, count):
@@ -1221,7 +1222,8 @@ def first_look(data, columns, history, predictions):
 def describe_training(script, history, target_info):
     """Return the curve of a training, in the target's units."""
     names, figures = zip(*[in_units(error, target_info) for error in history["errors"]])
-    return {**history, "script": script, "figure": names[0], "errors": rounded(figures)}
+    return {"script": script, "figure": names[0], "errors": rounded(figures),
+            "kept": history["kept"]}
 
 
 def intervals(draws, target_info):

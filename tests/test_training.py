@@ -164,7 +164,7 @@ def test_when_training_ends_and_which_epoch_is_kept(base, monkeypatch, steady, f
     data = rows_of(base, training=[0], target_info={"mean": 0, "std": 1, "log": False})
     recipe = base.choose_recipe(100, None, 900)._replace(steady_epochs=len(steady), falling_epochs=4)
     model, history = base.train(model, {}, [], data, recipe, 0.005)
-    assert history == {"errors": errors[:ends], "kept": kept}
+    assert history == {"errors": errors[:ends], "kept": kept, "least": errors[kept - 1]}
     assert model.get_weights()[0].item() == 2**kept
     assert fallen == [epoch - len(steady) for epoch in range(1, ends + 1)]
 
@@ -348,7 +348,7 @@ def test_the_epoch_that_is_kept_was_the_best_on_the_validation_rows(pair, capsys
     model, history = base.train(model, vocabularies, [ids], rows, recipe, 0.03)
     kept = min(seen)
     assert kept < seen[-1], "else this test says nothing"
-    assert history == {"errors": seen, "kept": seen.index(kept) + 1}
+    assert history == {"errors": seen, "kept": seen.index(kept) + 1, "least": kept}
     assert f"after epoch {seen.index(kept) + 1}\n" in capsys.readouterr().out
     members = model.predict([ids[320:]], verbose=0)
     assert np.mean((members.mean(axis=1) - target[320:]) ** 2) == pytest.approx(kept, abs=1e-4)
