@@ -167,6 +167,7 @@ def test_a_mistake_that_the_second_script_finds(copy, untrained, text, model, wo
     assert_says(one.sentence(one.run_model), words)
 
 
+@pytest.mark.skipif(int(pd.__version__[0]) < 3, reason="pandas 2 reads a cell up to its first NUL, so that the files are refused")
 def test_a_category_that_a_saved_model_would_mistake_is_refused(pair):
     """NumPy text, by which Keras saves a vocabulary, ends at a NUL: each such category would be read as unknown."""
     one = pair(made_up(60).replace({"c": {"k1": "k1\0"}}))
