@@ -59,7 +59,7 @@ TASK = "regression"  # or "binary", "multiclass"; class labels may be text
 LOG_TARGET = False  # True: regression on log1p(target), for prices, sales and other long tails
 CATEGORICAL_COLUMNS = ["month", "weekday", "hour", "carrier", "origin", "dest",
                        "tailnum", "model", "manufacturer", "engine"]
-SPLIT_COLUMN = None  # None: random rows; dates: the latest are the test; names: none is cut in two
+SPLIT_COLUMN = None  # None: random rows; dates: the latest are the test; names: whole, in one part
 WEIGHT_COLUMN = None  # how many cases a row stands for: survey weights, exposure
 
 # embeddings
@@ -144,8 +144,8 @@ PRIOR = 40  # the strength of the L2 penalty on vectors; higher: closer to zero
 def embedding(start, data, name, trainable=True):
     """Return an embedding layer that starts from a matrix of vectors.
 
-    The penalty, a Gaussian prior, keeps rare categories from overfitting: PRIOR times the numbers
-    in a vector over the training rows.
+    The penalty, a Gaussian prior, keeps rare categories from overfitting. Its strength is PRIOR
+    times the vectors' dimension over the number of training rows.
     """
     height, dim = start.shape
     penalty = keras.regularizers.L2(PRIOR * dim / len(data.training))
