@@ -22,7 +22,6 @@ import csv
 import difflib
 import glob
 import gzip
-import io
 import itertools
 import json
 import lzma
@@ -45,9 +44,7 @@ import keras
 import numpy as np
 import pandas as pd
 from keras import layers, ops
-from sklearn import metrics
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
+from sklearn import decomposition, manifold, metrics
 
 # --------------------------------------------------------------------------------------------------
 # Edit this block for your own table.
@@ -95,14 +92,12 @@ def main():
 
     predictions = predict_rows(model, [ids], data.test)
     figures = score(data, predictions)
-    told = [f"{name} {written(figure)}" for name, figure in figures.items()]
-    print("Test", ", ".join(told), TARGET_COLUMN)
+    print_test(figures)
     matrices = [model.get_layer(f"embedding_{i}").get_weights()[0] for i in range(ids.shape[1])]
-    columns = describe_columns(matrices, vocabularies, mean_targets(ids, vocabularies, data))
-    print_nearest(columns, TARGET_COLUMN)
+    look = first_look(matrices, vocabularies, ids, data, history, predictions)
+    print_nearest(look["columns"])
     run = {"rows": data.fingerprints, "target": data.target_info, "unknown": unknown.to_dict(),
            "validation_error": history["least"], "test": {ALONE: figures}}
-    look = first_look(data, columns, history, predictions)
     save_embeddings(folder, matrices, vocabularies, run, look)
 
 
@@ -139,6 +134,7 @@ def to_ids(table, vocabularies):
 # The network
 
 PRIOR = 40  # the strength of the L2 penalty on vectors; higher: closer to zero
+ACTIVATIONS = {"regression": "linear", "binary": "sigmoid", "multiclass": "softmax"}
 
 
 def embedding(start, data, name, trainable=True):
@@ -147,11 +143,10 @@ def embedding(start, data, name, trainable=True):
     The penalty, a Gaussian prior, keeps rare categories from overfitting. Its strength is PRIOR
     times the vectors' dimension over the number of training rows.
     """
-    height, dim = start.shape
-    penalty = keras.regularizers.L2(PRIOR * dim / len(data.training))
+    penalty = keras.regularizers.L2(PRIOR * start.shape[1] / len(data.training))
     if is_large(start):
         penalty = None  # it would change the whole matrix in every step; see by_size
-    return layers.Embedding(height, dim, weights=[start], embeddings_regularizer=penalty,
+    return layers.Embedding(*start.shape, weights=[start], embeddings_regularizer=penalty,
                             name=name, trainable=trainable)
 
 
@@ -189,11 +184,8 @@ def ensemble(features, data, recipe, effects=0.0, seen=1.0):
         hidden = layers.Dense(units, activation="relu", kernel_initializer="he_normal")(hidden)
     shape = recipe.members, data.outputs
     outputs = layers.EinsumDense("rmf,mfo->rmo", output_shape=shape, bias_axes="mo")(hidden)
-    outputs = outputs + effects
-    if TASK == "multiclass":
-        return ops.softmax(outputs)
-    outputs = layers.Reshape((recipe.members,))(outputs)
-    return ops.sigmoid(outputs) if TASK == "binary" else outputs
+    predictions = layers.Activation(ACTIVATIONS[TASK])(outputs + effects)
+    return predictions if data.outputs > 1 else ops.squeeze(predictions, 2)
 
 
 # The loss
@@ -551,9 +543,10 @@ def read_lines(file):
 def open_zip(file, mode, **settings):
     """Open the one file in a zip archive as text."""
     archive = zipfile.ZipFile(file)
-    if len(archive.namelist()) != 1:
-        raise InputError(f"{file} holds {len(archive.namelist())} files: leave one, the table.")
-    return io.TextIOWrapper(archive.open(archive.namelist()[0]), **settings)
+    names = archive.namelist()
+    if len(names) != 1:
+        raise InputError(f"{file} holds {len(names)} files: leave one, the table.")
+    return zipfile.Path(archive, names[0]).open("r", **settings)
 
 
 def here(name):
@@ -596,6 +589,17 @@ def to_numbers(cells):
     return numbers
 
 
+def checked_numbers(cells, column, file, lines):
+    """Return cells as float64; raises InputError where one is no number."""
+    numbers = to_numbers(cells)
+    for row in np.flatnonzero(np.isinf(numbers)):
+        raise InputError(f"{file}, line {lines[row]}: column {column!r} holds {cells[row][:50]!r}, "
+                         "which is no number like 1234.5; leave it empty if it is missing, list "
+                         "the column as categorical if it holds names, or set TASK if it is the "
+                         "target.")
+    return numbers
+
+
 def read_table(data_file, text_columns, number_columns, target_column):
     """Return columns of DATA_FILE in two dicts: Categoricals, and numbers, the target as float64.
 
@@ -613,13 +617,7 @@ def read_table(data_file, text_columns, number_columns, target_column):
             found = [code.setdefault(cell, len(code)) for cell in cells[column]]
             texts[column].append(np.array(found, "int32"))
         for column in number_columns:
-            values = to_numbers(cells[column])
-            for row in np.flatnonzero(np.isinf(values)):
-                raise InputError(f"{file}, line {lines[row]}: column {column!r} holds "
-                                 f"{cells[column][row][:50]!r}, which is no number like 1234.5; "
-                                 "leave it empty if it is missing, list the column as categorical "
-                                 "if it holds names, or set TASK if it is the target.")
-            pending[column].append(values)
+            pending[column].append(checked_numbers(cells[column], column, file, lines))
             if len(pending[column]) == 256:
                 numbers[column].append(compact(pending[column], column == target_column))
                 pending[column] = []
@@ -1207,9 +1205,11 @@ def save_embeddings(folder, matrices, vocabularies, run, look):
 LOOK = "window.run = "  # how look.js begins: a page opened from disk may load a script, no JSON
 
 
-def first_look(data, columns, history, predictions):
+def first_look(matrices, vocabularies, ids, data, history, predictions):
     """Return what look.html shows after the first script."""
     info, colour = data.target_info, f"mean {TARGET_COLUMN}"
+    means = mean_targets(ids, vocabularies, data)
+    columns = describe_columns(matrices, vocabularies, means)
     if "classes" in info:
         colour = f"share of {info['classes'][1]!r}" if data.outputs == 1 else None
     sizes = [len(rows) for rows in (data.training, data.validation, data.test)]
@@ -1288,12 +1288,12 @@ def lay_out(vectors):
     """
     if len(vectors) < 3:
         return vectors[:, :2].astype("float64"), np.array([1.0, 0.0]), "principal components"
-    components = PCA(2, random_state=SEED).fit(vectors)
+    components = decomposition.PCA(2, random_state=SEED).fit(vectors)
     share = np.nan_to_num(components.explained_variance_ratio_)
     if share.sum() > 0.6 or len(vectors) <= 30:  # t-SNE looks at 30 neighbours
         return components.transform(vectors).astype("float64"), share, "principal components"
-    places = TSNE(init="pca", max_iter=500, random_state=SEED).fit_transform(vectors)
-    return places.astype("float64"), share, "t-SNE"
+    tsne = manifold.TSNE(init="pca", max_iter=500, random_state=SEED)
+    return tsne.fit_transform(vectors).astype("float64"), share, "t-SNE"
 
 
 def write_look(folder, look):
@@ -1364,12 +1364,18 @@ def print_sizes(vocabularies, unknown):
                   "write them alike if they mean the same")
 
 
-def print_nearest(columns, target_column):
+def print_test(figures):
+    """Print the figures of the test rows."""
+    told = [f"{name} {written(figure)}" for name, figure in figures.items()]
+    print("Test", ", ".join(told), TARGET_COLUMN)
+
+
+def print_nearest(columns):
     """Print what is nearest to the three most frequent categories of each column.
 
     Where vectors lie along one line, their order is all there is to say.
     """
-    shown = f"rows and mean {target_column}" if columns[0]["means"] else "rows"
+    shown = f"rows and mean {TARGET_COLUMN}" if columns[0]["means"] else "rows"
     print(f"Nearest categories (with their {shown}; '?': fewer than 20 rows)")
     width = max(len(column["name"]) for column in columns)
     for column in columns:

@@ -1,4 +1,4 @@
-"""Every code block and command of README.md: run, or compared with what runs it elsewhere."""
+"""Every code block and command of README.md and of what it refers to: run, or compared with what runs it elsewhere."""
 
 import ast
 import contextlib
@@ -12,7 +12,8 @@ import pytest
 from conftest import ROOT, Pair
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+REFERRED = [(ROOT / folder / "README.md").read_text(encoding="utf-8") for folder in ("embeddings", "tests/benchmarks")]
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", "\n".join([README, *REFERRED]), re.MULTILINE | re.DOTALL)
 PYTHON = [block for language, block in BLOCKS if language == "python" and not block.startswith("# build_")]
 EDITS = {re.match(r"# (\w+)", block)[1]: block for _, block in BLOCKS if block.startswith("# build_")}
 COMMANDS = [
