@@ -447,8 +447,7 @@ def column_worth(model, inputs, tables, data):
 
     def figure(changed):
         answers = base.predict_rows(model, changed, np.arange(len(rows)))
-        error = np.average(base.losses(data, rows, answers), weights=data.weights[rows])
-        return base.in_units(error, data.target_info)[1]
+        return base.in_units(base.mean_error(data, rows, answers), data.target_info)[1]
 
     own, worth = figure(frames), []
     for i, frame in enumerate(frames[: 1 + bool(NUMERICAL_COLUMNS)]):  # without the means

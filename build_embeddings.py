@@ -202,16 +202,14 @@ def gaussian_loss(target, predictions):
     return ops.mean(squares, axis=1) / (2 * mean_square)
 
 
-# The error of the members' mean prediction, (rows, 1) or (rows, 1, classes), chooses the epoch
-ERRORS = {
-    "regression": keras.losses.mean_squared_error,  # of a target of mean 0, standard deviation 1
+# What the members learn from. The target is (rows, members), each row's repeated, predictions are
+# (rows, members), or (rows, members, classes). A loss of another scale needs another PRIOR; the
+# error of the members' mean prediction, which chooses the epoch, is that of losses, below.
+LOSSES = {
+    "regression": gaussian_loss,
     "binary": keras.losses.binary_crossentropy,
     "multiclass": keras.losses.sparse_categorical_crossentropy,
 }
-
-# What the members learn from. The target is (rows, members), each row's repeated, predictions are
-# (rows, members), or (rows, members, classes). A loss of another scale needs another PRIOR.
-LOSSES = {**ERRORS, "regression": gaussian_loss}
 
 
 # Training
@@ -228,8 +226,8 @@ def train(model, vocabularies, inputs, data, recipe, learning_rate):
     what else the network takes. history: the errors, the epoch that is kept, and its error, the
     least. Raises InputError where training diverges.
     """
-    validation = validation_batches(model, inputs, data, recipe)
-    compile_model(model, recipe, validation, len(data.training))
+    compile_model(model, recipe, len(data.training))
+    validation = sample(data.validation, 200_000, SEED)
     random, errors, kept, least, best = generator(SEED, "epochs"), [], 0, np.inf, None
     last = recipe.steady_epochs + recipe.falling_epochs
     half = recipe.falling_epochs // 2 if recipe.steady_epochs else 0
@@ -237,7 +235,8 @@ def train(model, vocabularies, inputs, data, recipe, learning_rate):
     for epoch in range(1, last + 1):
         fallen = epoch - recipe.steady_epochs  # 1 in the first epoch in which the rate falls
         fit_epoch(model, vocabularies, inputs, data, recipe, random, learning_rate, fallen)
-        errors.append(model.evaluate(**validation, verbose=0, return_dict=True)["mean_error"])
+        predictions = predict_rows(model, inputs, validation)
+        errors.append(mean_error(data, validation, predictions))
         if not np.isfinite(errors[-1]):
             raise InputError("Training diverged: lower LEARNING_RATE, or look for extreme values.")
         # At a high rate, and no longer averaged, weights are good by luck
@@ -296,28 +295,22 @@ def choose_recipe(row_count, epochs, rows_to_see):
 # The optimizer, also of large tables
 
 
-def compile_model(model, recipe, validation, row_count):
+def compile_model(model, recipe, row_count):
     """Compile with AdamW; large embedding matrices have SGD, see by_size.
 
     Where there are steady epochs, fit ends each at a moving average of the weights, of which half
     is from before the epoch. That lowers the error as a smaller rate would (Zhang et al. 2019,
     arXiv:1907.08610).
     """
+    check_devices(recipe.batch_size)
     steps = -(-row_count // recipe.batch_size)
     adamw = keras.optimizers.AdamW(
         weight_decay=recipe.weight_decay, use_ema=recipe.steady_epochs > 0,
         ema_momentum=np.exp(-0.7 / steps))  # exp(-0.7) is a half
     adamw.exclude_from_weight_decay(var_names=["bias", "embeddings"])
     optimizer = by_size(adamw, model)
-    model.compile(optimizer, LOSSES[TASK], weighted_metrics=[mean_error], **execution())
-    # Both make variables; made in the first step, they would let TensorFlow trace it twice
-    optimizer.build(model.trainable_variables)
-    model.evaluate(**validation, verbose=0)
-
-
-def mean_error(target, predictions):
-    """Return the error of the mean prediction of the members, for each row."""
-    return ERRORS[TASK](target[:, :1], ops.mean(predictions, axis=1, keepdims=True))
+    model.compile(optimizer, LOSSES[TASK], **execution())
+    optimizer.build(model.trainable_variables)  # else TensorFlow would trace the first step twice
 
 
 def falling_rates(epoch, recipe, row_count):
@@ -896,7 +889,7 @@ def gather(frames, batches):
 
 
 def feed(inputs, data, batches, members):
-    """Return inputs (steps, batch, ...) and target as the keyword arguments of fit and evaluate."""
+    """Return inputs (steps, batch, ...) and target as the keyword arguments of fit."""
     size = batches.shape[1] // PROCESSES
     own = slice(PROCESS * size, (PROCESS + 1) * size)  # this process's part of each batch
     inputs, batches = [each[:, own] for each in inputs], batches[:, own]
@@ -941,15 +934,6 @@ def hide_some(ids, vocabularies, random):
         cells[random.random(cells.shape, "float32") < share[cells]] = 0
 
 
-def validation_batches(model, inputs, data, recipe):
-    """Return at most 200,000 validation rows as the keyword arguments of evaluate."""
-    rows, devices = sample(data.validation, 200_000, SEED), device_count(recipe.batch_size)
-    count = 1 + len(rows) // rows_at_once(model)
-    size = -(-len(rows) // (count * devices)) * devices  # few rows are counted twice
-    batches = full_batches(rows, size)
-    return feed(gather(inputs, batches), data, batches, recipe.members)
-
-
 def in_batches(function, rows, limit=8192):
     """Return what a function returns for some rows, called for one batch of them at a time."""
     batches = full_batches(rows, min(limit, len(rows)))
@@ -987,13 +971,12 @@ def join_processes():
         keras.distribution.set_distribution(data_parallel)
 
 
-def device_count(batch_size):
-    """Return how many devices share a batch of so many rows."""
+def check_devices(batch_size):
+    """Raise InputError where the devices cannot share a batch of so many rows."""
     count = len(keras.distribution.list_devices()) if keras.distribution.distribution() else 1
     if batch_size % count:
         raise InputError(f"{count} devices cannot share batches of {batch_size} rows: "
                          "set BATCH_SIZE to a multiple of their number.")
-    return count
 
 
 def finished(model, weights, epoch):
@@ -1020,14 +1003,18 @@ def losses(data, rows, predictions):
     return -np.log(chances.clip(1e-15))
 
 
+def mean_error(data, rows, predictions):
+    """Return the weighted mean of the losses of some rows."""
+    return float(np.average(losses(data, rows, predictions), weights=data.weights[rows]))
+
+
 def score(data, predictions):
     """Return the figures of a report by name, for the predictions on the test rows.
 
     The first one, an RMSE, of log1p with LOG_TARGET, or the log loss, is what was trained for.
     """
     target, weights, info = data.target[data.test], data.weights[data.test], data.target_info
-    mean = np.average(losses(data, data.test, predictions), weights=weights)
-    figures = dict([in_units(mean, info)])
+    figures = dict([in_units(mean_error(data, data.test, predictions), info)])
     if "classes" not in info:
         both = to_units(target, info), to_units(predictions, info)
         figures["RMSE"] = float(metrics.root_mean_squared_error(*both, sample_weight=weights))

@@ -16,23 +16,20 @@ def base(pair):
 
 
 def record(monkeypatch):
-    """Return what a training sees and finds, as it goes on: ids and targets of every fit, and every evaluation's error."""
-    seen, fit, evaluate = {"ids": [], "targets": [], "validation": [], "errors": []}, keras.Model.fit, keras.Model.evaluate
+    """Return what a training sees, as it goes on: ids and targets of every fit, and ids of every batch that is predicted."""
+    seen, fit, predict = {"ids": [], "targets": [], "predicted": []}, keras.Model.fit, keras.Model.predict_on_batch
 
     def kept(self, x, **settings):
         seen["ids"].append(np.concatenate([inputs[0] for inputs, *_ in x]))
         seen["targets"].append(np.concatenate([targets for _, targets, _ in x]))
         return fit(self, x=x, **settings)
 
-    def looked_at(self, x, **settings):
-        seen["validation"].append(np.concatenate([inputs[0] for inputs, *_ in x]))
-        figures = evaluate(self, x=x, **settings)
-        if isinstance(figures, dict):  # the first call only compiles
-            seen["errors"].append(figures["mean_error"])
-        return figures
+    def looked_at(self, x):
+        seen["predicted"].append(x[0])
+        return predict(self, x)
 
     monkeypatch.setattr(keras.Model, "fit", kept)
-    monkeypatch.setattr(keras.Model, "evaluate", looked_at)
+    monkeypatch.setattr(keras.Model, "predict_on_batch", looked_at)
     return seen
 
 
@@ -83,7 +80,9 @@ def test_rare_categories_are_hidden_more_often_and_none_on_the_validation_rows(p
         assert share == pytest.approx(1 / (1 + count), abs=0.05), count
     assert 0 < np.mean([ids[:, 1] == 0 for ids in seen["ids"]]) < 0.006
     unknown = ~table["c"][one.base.split_rows(2000) == one.base.VALIDATION].isin(table["c"][part])
-    assert np.mean(np.concatenate(seen["validation"])[:, 0] == 0) == pytest.approx(unknown.mean())
+    *validation, test = seen["predicted"]
+    assert len(validation) == 20 and {len(ids) for ids in validation} == {len(test)} == {200}
+    assert np.mean(np.concatenate(validation)[:, 0] == 0) == pytest.approx(unknown.mean())
 
 
 @pytest.mark.parametrize("rows", [17, 1_000, 3_000, 6_000, 20_000, 70_000, 300_000, 2_000_000, 40_000_000])
@@ -119,7 +118,7 @@ def test_a_steady_epoch_ends_at_the_average_of_its_weights(base):
     data, ends = np.linspace(1, 2, 100)[:, None], []
     for steps in (True, False):
         model = small_model()
-        base.compile_model(model, recipe, {"x": data, "y": data}, 100)
+        base.compile_model(model, recipe, 100)
         model.optimizer.weight_decay = 0.0
         base.set_rate(model.optimizer, 0.005, 10, averaged=True)
         if steps:
@@ -150,7 +149,7 @@ STEADY = [1, 0.99, 0.98, 0.97, 0.96, 0.95, 0.94, 0.93]
 ])
 def test_when_training_ends_and_which_epoch_is_kept(base, monkeypatch, steady, falling, ends, kept):
     """Each epoch doubles the one weight, which is 1 at the start, so that it tells the epoch that is kept."""
-    model, seen, fallen = small_model(), [], []
+    model, looked, fallen, errors = small_model(), [], [], [*steady, *falling]
 
     def double(*inputs):
         fallen.append(inputs[-1])
@@ -158,15 +157,14 @@ def test_when_training_ends_and_which_epoch_is_kept(base, monkeypatch, steady, f
 
     monkeypatch.setattr(base, "fit_epoch", double)
     monkeypatch.setattr(base, "compile_model", lambda *_: None)
-    monkeypatch.setattr(base, "validation_batches", lambda *_: {})
-    errors = [*steady, *falling]
-    monkeypatch.setattr(model, "evaluate", lambda **_: seen.append(model.get_weights()[0].item()) or {"mean_error": errors[len(seen) - 1]})
-    data = rows_of(base, training=[0], target_info={"mean": 0, "std": 1, "log": False})
+    monkeypatch.setattr(base, "predict_rows", lambda model, inputs, rows: looked.append(rows))
+    monkeypatch.setattr(base, "mean_error", lambda *_: errors[len(looked) - 1])
+    data = rows_of(base, training=[0], validation=[4, 7], target_info={"mean": 0, "std": 1, "log": False})
     recipe = base.choose_recipe(100, None, 900)._replace(steady_epochs=len(steady), falling_epochs=4)
     model, history = base.train(model, {}, [], data, recipe, 0.005)
     assert history == {"errors": errors[:ends], "kept": kept, "least": errors[kept - 1]}
     assert model.get_weights()[0].item() == 2**kept
-    assert fallen == [epoch - len(steady) for epoch in range(1, ends + 1)]
+    assert fallen == [epoch - len(steady) for epoch in range(1, ends + 1)] and looked == [[4, 7]] * ends
 
 
 def test_an_epoch_has_the_rates_that_fall_and_an_average_while_they_are_steady(base, monkeypatch):
@@ -192,11 +190,11 @@ def test_only_a_large_matrix_is_left_to_sgd(base):
     """The smaller one has AdamW, and its prior in its layer; without a large one there is AdamW alone."""
     model, small, large = two_matrices(base)
     recipe = base.choose_recipe(100, 3, 900)
-    base.compile_model(model, recipe, {"x": np.ones((2, 2)), "y": np.ones((2, 1))}, 100)
+    base.compile_model(model, recipe, 100)
     assert {type(each).__name__: len(each.variables) for each in model.optimizer.optimizers} == {"AdamW": 4, "SGD": 2}
     assert small.embeddings_regularizer.l2 == pytest.approx(40 * 50 / 100) and large.embeddings_regularizer is None
     alone = keras.Model(model.inputs, small(model.inputs[0][:, 0]))
-    base.compile_model(alone, recipe, {"x": np.ones((2, 2)), "y": np.ones((2, 1))}, 100)
+    base.compile_model(alone, recipe, 100)
     assert type(alone.optimizer) is keras.optimizers.AdamW
 
 
@@ -204,7 +202,7 @@ def test_a_step_changes_the_rows_of_the_batch_alone_where_a_matrix_is_large(base
     """One step against NumPy: a row moves by the learning rate times the sum of its cells' gradients; AdamW moves every row."""
     model, small, large = two_matrices(base)
     batch, target = np.array([[1, 1], [6, 6], [1, 1]] * 10 + [[7, 7]] * 2), np.full((32, 1), 3.0, "float32")
-    base.compile_model(model, base.choose_recipe(100, 3, 900), {"x": batch, "y": target}, 100)
+    base.compile_model(model, base.choose_recipe(100, 3, 900), 100)
     base.set_rate(model.optimizer, 0.005, 32, averaged=False)
     model.train_on_batch(batch, target)
     # gaussian_loss: its slope for an answer is (answer - target) / (32 * mean squared error), and each answer is 50 + 50
@@ -214,17 +212,6 @@ def test_a_step_changes_the_rows_of_the_batch_alone_where_a_matrix_is_large(base
         expected[row] -= 0.005 * 32 * cells * slope
     np.testing.assert_allclose(large.get_weights()[0], expected, rtol=1e-6)
     assert (small.get_weights()[0] != 1).all(), "the prior moves all rows"
-
-
-@pytest.mark.parametrize(("rows", "devices"), [(2, 1), (8_192, 1), (20_001, 1), (200_000, 2), (33, 32)])
-def test_validation_batches_hold_every_row_and_hardly_one_twice(base, monkeypatch, rows, devices):
-    monkeypatch.setattr(base, "device_count", lambda batch_size: devices)
-    monkeypatch.setattr(base, "feed", lambda inputs, data, batches, members: batches)
-    data = rows_of(base, training=[0], validation=np.arange(7, 7 + rows))
-    batches = base.validation_batches(small_model(), [], data, base.choose_recipe(100, None, 900))
-    assert batches.shape[1] % devices == 0 and batches.shape[1] < 8_192 + devices
-    assert batches.size - rows < len(batches) * devices
-    assert np.array_equal(np.unique(batches), np.arange(7, 7 + rows)) and np.unique(batches, return_counts=True)[1].max() <= 2
 
 
 @pytest.mark.parametrize("rows", [1, 99, 100, 101, 250])
@@ -318,17 +305,16 @@ def test_what_two_categories_do_together_is_found(pair, capsys, graphs):
     assert error < 0.7 * np.sqrt(np.mean((both[test] @ best - y[test]) ** 2))
 
 
-def test_training_ends_where_it_brings_nothing(pair, graphs, monkeypatch):
+def test_training_ends_where_it_brings_nothing(pair, graphs):
     """On noise it ends in the steady epochs, on an exact target the rate falls."""
-    ended, seen = [], record(monkeypatch)
+    ended = []
     for noise in (True, False):
         random = np.random.default_rng(0)
         c, d = random.integers(0, 40, (2, 400))
         y = random.normal(size=400) if noise else 5 * np.sin(c) + random.normal(size=40)[d]
-        seen["errors"].clear()
         one = pair(pd.DataFrame({"c": c, "d": d, "y": y}), {"EPOCHS": None})
         one.run_base()
-        ended.append(len(seen["errors"]))
+        ended.append(len(one.base.read_look(one.embeddings)["training"][0]["errors"]))
     recipe = one.base.choose_recipe(320, None, 900_000)
     assert ended[0] < recipe.steady_epochs < ended[1]
 
@@ -343,7 +329,8 @@ def test_the_epoch_that_is_kept_was_the_best_on_the_validation_rows(pair, capsys
     rows = rows_of(base, target=target, target_info={"std": 1, "log": False}, outputs=1, **parts)
     recipe = base.choose_recipe(320, epochs, 900_000)
     model = base.build_model({"c": range(9), "d": range(9)}, rows, recipe)
-    seen = record(monkeypatch)["errors"]
+    seen, error = [], base.mean_error
+    monkeypatch.setattr(base, "mean_error", lambda *inputs: seen.append(error(*inputs)) or seen[-1])
     vocabularies = dict.fromkeys(ids, pd.DataFrame({"count": [0, *[35] * 8]}))
     model, history = base.train(model, vocabularies, [ids], rows, recipe, 0.03)
     kept = min(seen)

@@ -143,8 +143,7 @@ def main():
     pairs = script.pairs_that_repeat(ids, data)
     frames = ids, numbers, pd.DataFrame(index=ids.index)  # so large a table has no mean targets
     model = script.build_model(matrices, frames, pairs, data, recipe, validation_error=0.01)
-    validation = base.validation_batches(model, [ids, numbers], data, recipe)
-    base.compile_model(model, recipe, validation, len(rows))
+    base.compile_model(model, recipe, len(rows))
     few = rows[: STEPS * recipe.batch_size].reshape(STEPS, recipe.batch_size)
     batches = base.feed(base.gather([ids, numbers], few), data, few, recipe.members)
     batch = base.gather([ids.astype("int32"), numbers.astype("float32")], few.ravel())
