@@ -214,6 +214,15 @@ def test_a_step_changes_the_rows_of_the_batch_alone_where_a_matrix_is_large(base
     assert (small.get_weights()[0] != 1).all(), "the prior moves all rows"
 
 
+def test_a_batch_that_the_devices_cannot_share_is_refused(base, monkeypatch):
+    monkeypatch.setattr(keras.distribution, "distribution", object)
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda: ["cpu:0", "cpu:1", "cpu:2"])
+    recipe = base.choose_recipe(100, 3, 900)
+    base.compile_model(small_model(), recipe._replace(batch_size=33), 100)
+    with pytest.raises(base.InputError, match="3 devices cannot share batches of 32 rows: set BATCH_SIZE"):
+        base.compile_model(small_model(), recipe._replace(batch_size=32), 100)
+
+
 @pytest.mark.parametrize("rows", [1, 99, 100, 101, 250])
 def test_predictions_come_in_batches_of_one_size_and_in_the_order_of_the_rows(base, rows):
     sizes = set()
