@@ -35,6 +35,11 @@ MOVES = """
     });
 """  # how often dots and labels are placed while the map is zoomed once and moved a hundred times, and how far it moved
 PLACES = "dots.map(({ x, y }) => [x - map.scrollLeft, y - map.scrollTop])"  # where in the map each dot lies
+CIRCLES = """
+    const { left, top } = map.getBoundingClientRect();
+    const boxes = [...document.querySelectorAll(".dots circle")].map(circle => circle.getBoundingClientRect());
+    return boxes.map(box => [box.x + box.width / 2 - left, box.y + box.height / 2 - top]);
+"""  # where in the map the browser has drawn each dot
 COLOURS_WANTED = """
     const pen = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
     return [...document.querySelectorAll(".dots circle")].map(circle => {
@@ -218,7 +223,8 @@ def test_the_mouse_points_drags_and_zooms(page):
     browser = page(BOTH)
     box, field = (browser.find_element("css selector", name) for name in (".map", "input"))
     i = max(range(len(AIRPORTS)), key=FIRST["columns"][0]["x"].__getitem__)  # the one on the right
-    width, height, (x, y) = browser.execute_script(f"return [map.clientWidth, map.clientHeight, {PLACES}[arguments[0]]]", i)
+    width, height, places = browser.execute_script(f"return [map.clientWidth, map.clientHeight, {PLACES}]")
+    x, y = places[i]
     browser.execute_script("map.scrollIntoView({block: 'center'})")
 
     def act(prepare):
@@ -260,15 +266,24 @@ def test_two_fingers_zoom_about_where_they_are(page):
     after = browser.execute_script(f"return {PLACES}")
     expected = 200 + 2 * (np.array(before) - 200)  # the first finger stayed, so what lies under it did
     np.testing.assert_allclose(after, expected, atol=1)
+    np.testing.assert_allclose(browser.execute_script(CIRCLES), expected, atol=1)
     assert text(browser, ".name") == ["ORD"], "no dot was tapped"
     touch("touchStart", (200, 200), (400, 200))
     touch("touchMove", (200, 200), (400, 200))
     touch("touchEnd")
     assert browser.execute_script("return zoom") == pytest.approx(2), "fingers lifted and put down elsewhere"
+    browser.execute_script("zoomBy(0)")
+    dot = browser.execute_script(f"return {PLACES}[1]")
+    touch("touchStart", dot)
+    touch("touchEnd")
+    settle(browser)
+    assert text(browser, ".name") == ["XATL"], "a tap points and clicks"
+    assert browser.execute_script("return kept.name") == "XATL"
 
 
 def test_categories_in_one_line_are_listed_in_order(page):
     browser = page(BOTH)
+    assert text(browser, ".notice") == []
     browser.find_element("css selector", "button[value=job]").click()
     job = FIRST["columns"][3]
     assert "differ in one thing, from left to right: low to high mean air_time" in text(browser, ".notice")[0]
