@@ -308,6 +308,16 @@ def test_report_worth_and_training(page):
     assert [browser.execute_script(circles, part) for part in (".answers", ".epochs")] == [3, 3]
 
 
+def test_a_wide_range_of_values_is_shown_by_powers_of_ten(page):
+    """A row ten times as dear lies as far from the last one, wherever it is."""
+    values = [30.0, 300.0, 3000.0, 30000.0]
+    browser = page(BOTH | {"answers": {"predicted": values, "actual": values}})
+    said = [each.get_attribute("textContent") for each in browser.find_elements("css selector", ".answers text")]
+    across = [float(each.get_attribute("cx")) for each in browser.find_elements("css selector", ".answers circle")]
+    assert {"100", "1K", "10K"} <= {*said}
+    assert np.diff(across) == pytest.approx([across[1] - across[0]] * 3) and across[0] < across[1]
+
+
 def test_classes_have_calibration_and_roc_and_no_colour(page):
     browser = page(CLASSES)
     assert len(text(browser, ".answers figure")) == 2
