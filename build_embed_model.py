@@ -253,7 +253,7 @@ def fit_scales(numbers, training):
 
 FOLDS = 5
 WIDTH = 46_340  # the most ids of a column in a pair: the square of one more does not fit int32
-SMOOTHING = 10  # the mean of so many rows counts as much as that of all rows, which is 0
+SMOOTHING = 10  # the mean of so many rows counts as much as that of all rows
 
 
 def target_means(ids, pairs, sizes, data):
@@ -272,8 +272,6 @@ def target_means(ids, pairs, sizes, data):
     targets = data.target[data.training]
     targets = np.eye(data.outputs)[targets] if data.outputs > 1 else targets[:, None]
     weights = data.weights[data.training][:, None]
-    targets = targets - np.average(targets, axis=0, weights=weights[:, 0])
-    targets = targets / targets.std(axis=0)
     fold = base.generator(base.SEED, "folds").permutation(len(targets)) % FOLDS
     codes = group_codes(ids.iloc[data.training].to_numpy("int64"), groups)
     tables, fitted = {}, []
@@ -299,7 +297,8 @@ def group_codes(ids, groups):
 def cross_fit(codes, targets, weights, fold):
     """Return a table of the mean targets of each code, and each row's by the other folds.
 
-    Where the table has no numerical columns, the log of each count stands beside its means.
+    Means are less that of all rows; those of classes, shares, are log-odds, which is what a network
+    adds up. Where there are no numerical columns, the log of each count stands beside its means.
     """
     places, known = pd.factorize(codes)
     sums = np.zeros((FOLDS, len(known), targets.shape[1]))
@@ -307,7 +306,11 @@ def cross_fit(codes, targets, weights, fold):
     np.add.at(sums, (fold, places), targets * weights)
     np.add.at(counts, (fold, places), weights)
     sums, counts = sums.sum(axis=0) - sums, counts.sum(axis=0) - counts  # without each fold
-    means = sums / (counts + SMOOTHING)
+    of_all = np.average(targets, axis=0, weights=weights[:, 0])
+    means = (sums + SMOOTHING * of_all) / (counts + SMOOTHING)
+    if base.TASK != "regression":
+        means, of_all = np.log(means / (1 - means)), np.log(of_all / (1 - of_all))
+    means = means - of_all
     if not NUMERICAL_COLUMNS:  # measured: with numbers beside them, counts do not help
         means = np.concatenate([means, np.log1p(counts) / 3], axis=2)
     table = pd.DataFrame(means.mean(axis=0), index=known, dtype="float32")

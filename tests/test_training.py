@@ -376,21 +376,26 @@ def test_no_row_sees_its_own_target_in_the_means(pair):
     assert moved > 15, "the others of their categories see it"
 
 
-@pytest.mark.parametrize("outputs", [1, 3])
-def test_target_means_against_pandas(pair, outputs):
-    """Of rows that are not for training: the mean of five means, each without a fold, drawn to 0 by ten rows."""
+@pytest.mark.parametrize(("task", "outputs"), [("regression", 1), ("binary", 1), ("multiclass", 3)])
+def test_target_means_against_pandas(pair, task, outputs):
+    """Of rows that are not for training: the mean of five means, each without a fold, drawn to that of all by ten rows."""
     one, (ids, target) = pair(made_up()), ids_of_many_categories()
+    one.base.TASK = task
+    if task == "binary":
+        target = (target > 0.5).astype(int)
     if outputs > 1:
         target = np.digitize(target, [-0.5, 0.5])
     means, tables = means_of(one, ids, target, outputs)
     assert [*tables] == [(0,), (0, 1)], "d has too few categories for a mean of its own"
     values = np.eye(3)[target] if outputs > 1 else target[:, None]
-    values = (values - values[:100].mean(axis=0)) / values[:100].std(axis=0)
+    of_all = values[:100].mean(axis=0)
+    unit = (lambda mean: mean) if task == "regression" else (lambda share: np.log(share) - np.log(1 - share))
     fold = one.base.generator(one.base.SEED, "folds").permutation(100) % 5
     for row in (3, 120, 149):
         for group, columns in enumerate((["c"], ["c", "d"])):
             alike = (ids.loc[:99, columns] == ids.loc[row, columns]).all(axis=1).to_numpy()
             folds = [fold[row]] if row < 100 else range(5)
-            each = [values[:100][alike & (fold != k)].sum(axis=0) / ((alike & (fold != k)).sum() + 10) for k in folds]
+            others = [values[:100][alike & (fold != k)] for k in folds]
+            each = [unit(np.vstack([rows, [of_all] * 10]).mean(axis=0)) - unit(of_all) for rows in others]
             found = means.iloc[row, group * outputs : (group + 1) * outputs]
             np.testing.assert_allclose(found, np.mean(each, axis=0), rtol=1e-4, atol=1e-6)
