@@ -38,10 +38,11 @@ THREADS = 2
 PATIENCE = 100  # rounds without a better figure on the validation rows, after which a booster stops
 
 
-def fit_boosters(train, validation, test, settings, table, seed):
+def fit_boosters(train, validation, test, settings, table, seed, models=None):
     """Fit every booster on `train`, pick its rounds on `validation`, and return {model: its line in BOOSTERS_FILE}.
 
-    The frames hold raw columns; `settings` is a dict with the names of the scripts' edit blocks.
+    The frames hold raw columns; `settings` is a dict with the names of the scripts' edit blocks; `models` may be others than
+    BOOSTERS.
     """
     frames = [train, validation, test]
     columns = settings["CATEGORICAL_COLUMNS"] + settings["NUMERICAL_COLUMNS"]
@@ -54,7 +55,7 @@ def fit_boosters(train, validation, test, settings, table, seed):
                     for part, target in zip(features, targets))
     lines = {line["model"]: line for line in read_lines()
              if (line["table"], line["seed"], line["rows"]) == (table, str(seed), rows)}
-    for model, (fit, package) in BOOSTERS.items():
+    for model, (fit, package) in (models or BOOSTERS).items():
         if model not in lines:
             start = time.perf_counter()
             prediction, rounds = fit(features, targets, settings, seed)
