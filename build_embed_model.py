@@ -456,7 +456,8 @@ def column_worth(model, inputs, tables, data):
     for i, frame in enumerate(frames[: 1 + bool(NUMERICAL_COLUMNS)]):  # without the means
         for column in frame:
             shuffled = [*frames]
-            shuffled[i] = frame.assign(**{column: frame[column].to_numpy()[order]})
+            shuffled[i] = frame.copy()
+            shuffled[i][column] = frame[column].to_numpy()[order]
             if i == 0 and tables:
                 shuffled[-1] = look_up_means(shuffled[0], tables)
             value = figure(shuffled)

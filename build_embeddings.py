@@ -31,6 +31,7 @@ import shutil
 import sys
 import time
 import unicodedata
+import warnings
 import zipfile
 import zlib
 from collections import namedtuple
@@ -411,7 +412,8 @@ RULES = [
      lambda value: value is None or is_whole(value)),
     ("LEARNING_RATE", "a number above 0",
      lambda value: isinstance(value, (int, float)) and value > 0),
-    ("SEED", "a whole number, 0 or more", lambda value: is_whole(value, least=0)),
+    ("SEED", "a whole number from 0 to 4294967295",
+     lambda value: is_whole(value, least=0) and value < 2**32),
 ]
 
 
@@ -515,20 +517,22 @@ def read_lines(file):
     csv.field_size_limit(2**31 - 1)  # its own limit refuses a cell of 128 KB
     kinds = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zip": open_zip}
     open_file = kinds.get(Path(file).suffix, open)
-    line, width = 1, 0
+    line, header = 1, None
     try:
         with open_file(file, "rt", encoding="utf-8-sig", newline="") as text:
             reader = csv.reader(text, strict=True)
             for cells in reader:
-                width = width or len(cells)
-                if cells and len(cells) != width:  # pandas would add empty cells
+                if cells and header and len(cells) != len(header):  # pandas would add empty cells
                     raise InputError(f"{file}, line {line}: {len(cells)} cells, but the header has "
-                                     f"{width}; put quotes around a cell that holds a comma.")
+                                     f"{len(header)}; put quotes around a cell that holds a comma.")
+                if cells and cells == header:
+                    raise InputError(f"{file}, line {line}: the header once more; remove the line.")
+                header = header or cells
                 if cells:
                     yield line, cells
                 line = reader.line_num + 1
     except (csv.Error, OSError, EOFError, UnicodeError, lzma.LZMAError, zipfile.BadZipFile,
-            zlib.error) as error:
+            zlib.error, RuntimeError) as error:  # the last one: a zip with a password
         raise InputError(f"{file}, line {line}, or near it: not readable ({error}); "
                          "save it as CSV in UTF-8, or download it again.") from error
 
@@ -544,7 +548,7 @@ def open_zip(file, mode, **settings):
 
 def here(name):
     """Return the path of a file that the edit block names, from the scripts' folder on."""
-    path = Path(__file__).parent / name
+    path = Path(__file__).parent / Path(name).expanduser()
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
@@ -554,7 +558,7 @@ def read_chunks(data_file, columns):
     columns: {name: the setting that names it}.
     """
     path = str(here(data_file))
-    files = [path] if os.path.isfile(path) else sorted(glob.glob(path))
+    files = [path] if os.path.isfile(path) else sorted(glob.glob(path, recursive=True))
     if not files:
         raise InputError(f"No file {path}: correct DATA_FILE in build_embeddings.py.")
     for file in files:
@@ -637,14 +641,17 @@ def read_table(data_file, text_columns, number_columns, target_column):
 def compact(chunks, exact):
     """Return chunks of numbers as one array: float64 if exact, else float32 if it does not blur.
 
-    To blur is to move a number by more than a ten-thousandth of their range.
+    To blur is to move a tenth of the numbers by more than a ten-thousandth of their quartiles'
+    distance, or of their range where that is 0.
     """
     numbers = np.concatenate(chunks)
-    if exact:
-        return numbers
-    short = numbers.astype("float32")
-    spread = np.fmax.reduce(numbers) - np.fmin.reduce(numbers)
-    return numbers if np.fmax.reduce(np.abs(numbers - short)) > 1e-4 * spread else short
+    short, known = numbers.astype("float32"), numbers[~np.isnan(numbers)]
+    if exact or not len(known):
+        return numbers if exact else short
+    low, high = np.quantile(known, [0.25, 0.75])
+    spread = high - low or np.ptp(known)
+    blur = np.quantile(np.abs(known - known.astype("float32")), 0.9)
+    return numbers if blur > 1e-4 * spread else short
 
 
 def centre(numbers, columns, training):
@@ -682,9 +689,14 @@ def split_rows(row_count, order=None):
 
     Random rows, 80, 10 and 10 %. With SPLIT_COLUMN order is the text of that column. The largest
     numbers or dates are the test, those before them the validation; of names each has its rows in
-    one part; train, validation and test are what they say. Raises InputError.
+    one part; train, validation and test are what they say. Raises InputError; warns where the saved
+    run was of another split.
     """
-    return split(row_count, order, SPLIT_COLUMN, SEED)
+    part, run = split(row_count, order, SPLIT_COLUMN, SEED), read_run(here(EMBEDDINGS_DIR))
+    if run and run["rows"]["split"] != fingerprint(part):
+        warnings.warn(f"{EMBEDDINGS_DIR}/ was learned from other rows than these, or with another "
+                      "SEED or SPLIT_COLUMN: it has seen test rows.", stacklevel=2)
+    return part
 
 
 def split(row_count, order, split_column, seed):
@@ -694,9 +706,11 @@ def split(row_count, order, split_column, seed):
     if not split_column:
         part = np.repeat(np.array([TRAINING, VALIDATION, TEST], "int8"), sizes)
         return random.permutation(part)
-    if order is None:
-        raise InputError(f"split_rows needs the text of SPLIT_COLUMN {split_column!r} too.")
-    order = pd.Categorical(order).remove_unused_categories()
+    order = pd.Categorical([] if order is None else order).remove_unused_categories()
+    if len(order) != row_count or (order.codes < 0).any():
+        raise InputError(f"split_rows needs the text of SPLIT_COLUMN {split_column!r} in each of "
+                         f"the {row_count:,} rows: read the file with dtype=str, "
+                         "keep_default_na=False.")
     texts = pd.Series(order.categories).astype(str)
     words = texts.str.strip().str.lower().map(PARTS)
     if words.notna().all():
@@ -720,13 +734,16 @@ def split(row_count, order, split_column, seed):
     return part
 
 
-# What may be a time and does not sort as one: 3.4.2024, 04/24, 12:30, 2024-Q1, FY24, 3 Apr 2024
+# What may be a time and does not sort as one: 3.4.2024, 04/24, 12:30, 2024-Q1, FY24, 3 Apr 2024,
+# 2023/2024, H1 2024, Week 12, Spring 2024
 TIME = (r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}( .*)?|\d{1,2}[./-]\d{2,4}|\d{1,2}:\d\d.*"
         r"|\d{2,4}[ -]?[qw]\d{1,2}|[qw]\d{1,2}[ /-]?\d{2,4}|fy ?\d{2,4}"
+        r"|(19|20)\d\d[/_-](19|20)\d\d|(19|20)\d\d[ -]?[hms]\d{1,2}|[hs][12][ /-]?(19|20)\d\d"
+        r"|(week|day|spring|summer|autumn|fall|winter)[ _]?\d+.*"
         r"|(?=.*\d).*\b(jan(uary)?|feb(ruary)?|mar(ch)?|apr(il)?|may|june?|july?|aug(ust)?"
         r"|sep(t|tember)?|oct(ober)?|nov(ember)?|dec(ember)?)\b.*")
-# All of them numbers: 12.2024, 122024, 3042024, 03042024
-DATE_NUMBER = r"(\d{1,2}\.|0[1-9]|1[0-2]|[0-3]?\d[01]\d)(19|20)\d\d"
+# All of them numbers: 12.2024, 122024, 12024, 3042024, 03042024
+DATE_NUMBER = r"(\d{1,2}\.|0?[1-9]|1[0-2]|[0-3]?\d[01]\d)(19|20)\d\d"
 YEAR_FIRST = r"(19|20)\d\d(0[1-9]|1[0-2])([0-3]\d)?"
 
 
@@ -762,7 +779,8 @@ def print_parts(order, part, split_column):
         else:
             ends = codes[[rank[codes].argmin(), rank[codes].argmax()]]
             shown.append(f"{name} {' to '.join(texts[ends])}")
-    print(f"  by {split_column}: {', '.join(shown)}")
+    kind = " (names, in random order)" if rank is None and not is_word else ""
+    print(f"  by {split_column}{kind}: {', '.join(shown)}")
 
 
 # The target
@@ -1110,6 +1128,11 @@ def open_folder(name):
         finish_saving(folder)
         (folder / ".saving").mkdir()  # better a refusal now than after hours of training
         (folder / ".saving").rmdir()
+        for stem in file_stems(CATEGORICAL_COLUMNS).values():
+            file = folder / f"{stem}.csv"
+            if file.exists() and not file.read_bytes().startswith(b'"category","count"'):
+                raise InputError(f"{file} is not of these scripts, which would write over it: set "
+                                 "another EMBEDDINGS_DIR.")
     read_run(folder)
     return folder
 
@@ -1278,9 +1301,10 @@ def lay_out(vectors):
     components = decomposition.PCA(2, random_state=SEED).fit(vectors)
     share = np.nan_to_num(components.explained_variance_ratio_)
     if share.sum() > 0.6 or len(vectors) <= 30:  # t-SNE looks at 30 neighbours
-        return components.transform(vectors).astype("float64"), share, "principal components"
+        places = components.transform(vectors)
+        return np.asarray(places, "float64"), share, "principal components"
     tsne = manifold.TSNE(init="pca", max_iter=500, random_state=SEED)
-    return tsne.fit_transform(vectors).astype("float64"), share, "t-SNE"
+    return np.asarray(tsne.fit_transform(vectors), "float64"), share, "t-SNE"
 
 
 def write_look(folder, look):
@@ -1399,6 +1423,10 @@ def run_script(main, arguments=()):
         main()
     except InputError as error:
         sys.exit(f"Error: {error}")
+    except NameError as error:
+        if error.name not in " ".join(names for names, *_ in RULES).split():
+            raise
+        sys.exit(f"Error: {error.name} is missing from the edit block: put its line back.")
     except BrokenPipeError:
         sys.exit("Stopped: the program that was reading the output has ended.")
     except KeyboardInterrupt:

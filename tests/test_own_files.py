@@ -117,6 +117,15 @@ def test_times_in_milliseconds_keep_their_precision(pair, capsys, graphs):
     np.testing.assert_array_equal(one.predict(table.astype({"x": str})), answers)
 
 
+def test_one_zero_among_times_does_not_cost_their_precision(pair):
+    """What is missing is often written as 0 or -1; by the range of all cells float32 would do."""
+    times = MILLISECONDS + np.random.default_rng(0).integers(0, 120_000, 600)
+    times[7] = 0
+    one = pair(made_up(600).assign(t=times))
+    data = one.call(one.base.load_rows, ["c"], ["t"])
+    assert data.table["t"].nunique() == len(np.unique(times)) and list(data.centres) == ["t"]
+
+
 def test_numbers_that_float32_holds_are_not_centred(pair):
     one = pair(made_up(300).assign(price=np.arange(300) / 100, code=range(300)))
     for column in ("x", "price", "code"):
@@ -235,9 +244,36 @@ def test_rows_of_one_name_stay_in_one_part(pair, capsys):
     assert np.abs(np.bincount(part) / 1200 - [0.8, 0.1, 0.1]).max() < 0.05
     np.testing.assert_array_equal(part, one.base.split_rows(1200, pd.Categorical(names, categories=[*sorted(set(names)), "of no row"])))
     one.run_base()
-    assert "by who: 48 in train, 6 in validation, 6 in test" in capsys.readouterr().out
+    assert "by who (names, in random order): 48 in train, 6 in validation, 6 in test" in capsys.readouterr().out
     other = pair(made_up(1200).assign(who=names), {"SPLIT_COLUMN": "who", "SEED": 1})
     assert (parts(other, names) != part).any()
+
+
+def test_ids_of_a_letter_and_digits_are_names(pair):
+    for names in (["S1234", "s5678", "H2991"], ["1234-5678", "4321-8765", "1111-2222"], ["day care", "week end", "fall"]):
+        one = pair(made_up(600).assign(who=[f"{names[i % 3]}{i % 60}" for i in range(600)]), {"SPLIT_COLUMN": "who"})
+        assert len(np.unique(parts(one, one.table["who"]))) == 3
+
+
+def test_split_rows_refuses_what_the_script_would_have_read_as_text(pair):
+    """Namibia, which pandas reads as missing, would fall anywhere: 40 % of the rows into other parts than the script's."""
+    table = made_up(400).assign(land=np.random.default_rng(0).choice(["NA", *(f"land {i}" for i in range(19))], 400))
+    one = pair(table, {"SPLIT_COLUMN": "land"})
+    for land in (table["land"].replace("NA", None), table["land"][:300]):
+        with pytest.raises(ValueError, match="'land' in each of the 400 rows.*keep_default_na=False"):
+            one.base.split_rows(400, land)
+
+
+def test_split_rows_warns_of_other_rows_than_those_of_the_run(pair, recwarn):
+    one = pair(made_up(400))
+    one.run_base()
+    one.base.split_rows(400)
+    assert not [each for each in recwarn if "SEED" in str(each.message)]
+    with pytest.warns(UserWarning, match="other rows than these, or with another SEED"):
+        one.base.split_rows(390)
+    one.base.SEED = 1
+    with pytest.warns(UserWarning, match="it has seen test rows"):
+        one.base.split_rows(400)
 
 
 def test_a_column_may_say_the_parts(pair):
@@ -255,6 +291,9 @@ def test_a_column_may_say_the_parts(pair):
     ["12.2024", "01.2025", "11.2023"], ["03.04.2024", "30.12.2023", "05.05.2024"], ["03042024", "30122023", "05052024"],
     ["3042024", "30122023", "5052024"], ["122024", "012025", "112023"], ["3 Apr 2024", "30 Dec 2023", "5 May 2024"],
     ["Apr-24", "Dec-23", "May-24"], ["12:30", "09:15", "10:00"], ["2024-01-01", "2024-02-30", "2024-03-01"],
+    ["2023/2024", "2024/2025", "2022/2023"], ["2023-2024", "2024-2025", "2022-2023"], ["H1 2024", "H2 2023", "H1 2023"],
+    ["2024M05", "2023M11", "2024M01"], ["Week 12", "Week 3", "week 40"], ["Spring 2024", "Fall 2023", "Summer 2023"],
+    ["12015", "112015", "92016"],
 ])  # fmt: skip
 def test_dates_that_do_not_sort_are_refused(pair, texts):
     one = pair(made_up(60).assign(day=texts * 20), {"SPLIT_COLUMN": "day"})
@@ -563,3 +602,100 @@ def test_a_target_far_from_zero_keeps_its_precision(pair, capsys):
     test = one.test_rows()
     error = np.sqrt(np.mean((one.predict(one.table) - one.table["y"])[test] ** 2))
     assert report(capsys.readouterr().out)["embeddings + numerical columns"][0] == pytest.approx(error, rel=2e-3)
+
+
+# Files and settings that newcomers had
+
+
+def test_a_file_of_somebody_else_is_not_written_over(pair):
+    """EMBEDDINGS_DIR = "data", and a column of the name of the table in it."""
+    one = pair(made_up(60).rename(columns={"c": "shop"}), {"CATEGORICAL_COLUMNS": ["shop"], "EMBEDDINGS_DIR": "data"})
+    (one.folder / "data").mkdir()
+    table = one.table.to_csv(index=False)
+    (one.folder / "data/shop.csv").write_text(table, encoding="utf-8")
+    said = one.sentence(one.run_base)
+    assert "shop.csv" in said and "EMBEDDINGS_DIR" in said
+    assert [file.name for file in (one.folder / "data").iterdir()] == ["shop.csv"]
+    assert (one.folder / "data/shop.csv").read_text(encoding="utf-8") == table
+    (one.folder / "data/shop.csv").unlink()
+    one.run_base()
+    (one.folder / "data/run.json").unlink()
+    one.run_base()  # its own files it may write over, also where run.json was removed
+    assert one.base.read_run(one.folder / "data")["files"]
+
+
+@pytest.mark.parametrize(("script", "name"), [("base", "WEIGHT_COLUMN"), ("base", "SEED"), ("model", "TRAIN_EMBEDDINGS")])
+def test_a_line_missing_from_the_edit_block_is_named(pair, script, name):
+    one = pair(made_up(60))
+    one.run()
+    before = one.saved()
+    delattr(getattr(one, script), name)
+    said = one.sentence(one.run_base if script == "base" else one.run_model)
+    assert f"{name} is missing from the edit block" in said and one.saved() == before
+
+
+def test_a_mistake_of_ours_is_no_sentence(pair):
+    with pytest.raises(NameError, match="nothing_of_this_name"):
+        pair(made_up()).base.run_script(lambda: nothing_of_this_name)  # noqa: F821
+
+
+def test_a_seed_that_keras_refuses_is_named(pair):
+    one = pair(made_up(60), {"SEED": 10**12})
+    assert "SEED is 1000000000000; it must be a whole number from 0 to 4294967295" in one.sentence(one.run_base)
+    pair(made_up(60), {"SEED": 2**32 - 1}).run_base()
+
+
+def test_scikit_learn_may_be_set_to_return_frames(pair):
+    import sklearn
+
+    one = pair(made_up(60))
+    with sklearn.config_context(transform_output="pandas"):
+        one.run()
+    assert len(one.base.read_look(one.embeddings)["columns"][0]["x"]) == 6
+
+
+def test_a_column_may_be_called_self(pair):
+    one = pair(made_up(60).rename(columns={"x": "self", "d": "frame"}), {"CATEGORICAL_COLUMNS": ["c", "frame"]}, {"NUMERICAL_COLUMNS": ["self"]})
+    one.run()
+    assert {each["column"] for each in one.base.read_look(one.embeddings)["worth"]} == {"c", "frame", "self"}
+
+
+def test_a_zip_with_a_password_is_a_sentence(pair):
+    """The bit that says so, set by hand in both headers: zipfile itself cannot write such a file."""
+    one = pair(made_up(60), {"DATA_FILE": "table.zip"})
+    with zipfile.ZipFile(one.folder / "table.zip", "w") as archive:
+        archive.writestr("table.csv", one.table.to_csv(index=False))
+    content = bytearray((one.folder / "table.zip").read_bytes())
+    content[6] |= 1
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    (one.folder / "table.zip").write_bytes(content)
+    said = one.sentence(one.run_base)
+    assert "table.zip" in said and "password" in said
+
+
+def test_a_tilde_is_the_home_folder(pair, monkeypatch, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    made_up(60).to_csv(home / "t.csv", index=False)
+    one = pair(None, {"DATA_FILE": "~/t.csv", "EMBEDDINGS_DIR": "~/learned"})
+    one.run_base()
+    assert (home / "learned/c.npy").exists() and not (one.folder / "~").exists()
+
+
+def test_a_pattern_reaches_into_folders(pair, capsys):
+    one = pair(None, {"DATA_FILE": "s/**/t.csv"})
+    for folder in ("s", "s/a", "s/b/x"):
+        (one.folder / folder).mkdir(parents=True, exist_ok=True)
+        one.write(f"{folder}/t.csv", made_up(60).to_csv(index=False))
+    one.run_base()
+    assert "180 rows" in capsys.readouterr().out
+
+
+def test_a_header_that_comes_again_is_named(pair):
+    one = pair(None, {"TASK": "multiclass", "CATEGORICAL_COLUMNS": ["c"]})
+    table = made_up(60).round({"y": -1}).to_csv(index=False)
+    one.write("table.csv", table + table)
+    said = one.sentence(one.run_base)
+    assert "line 62: the header once more" in said
