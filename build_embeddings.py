@@ -645,13 +645,15 @@ def compact(chunks, exact):
     distance, or of their range where that is 0.
     """
     numbers = np.concatenate(chunks)
-    short, known = numbers.astype("float32"), numbers[~np.isnan(numbers)]
-    if exact or not len(known):
-        return numbers if exact else short
-    low, high = np.quantile(known, [0.25, 0.75])
-    spread = high - low or np.ptp(known)
-    blur = np.quantile(np.abs(known - known.astype("float32")), 0.9)
-    return numbers if blur > 1e-4 * spread else short
+    known = numbers[~np.isnan(numbers)]
+    if exact or numbers.dtype == "float32":
+        return numbers
+    if len(known):
+        low, high = np.quantile(known, [0.25, 0.75])
+        blur = np.quantile(np.abs(known - known.astype("float32")), 0.9)
+        if blur > 1e-4 * (high - low or np.ptp(known)):
+            return numbers
+    return numbers.astype("float32")
 
 
 def centre(numbers, columns, training):
@@ -1129,12 +1131,18 @@ def open_folder(name):
         (folder / ".saving").mkdir()  # better a refusal now than after hours of training
         (folder / ".saving").rmdir()
         for stem in file_stems(CATEGORICAL_COLUMNS).values():
-            file = folder / f"{stem}.csv"
-            if file.exists() and not file.read_bytes().startswith(b'"category","count"'):
-                raise InputError(f"{file} is not of these scripts, which would write over it: set "
-                                 "another EMBEDDINGS_DIR.")
+            refuse_others(folder / f"{stem}.csv")
     read_run(folder)
     return folder
+
+
+def refuse_others(file):
+    """Raise InputError where a file that will be written is there and is no vocabulary."""
+    if file.exists():
+        with file.open("rb") as content:
+            if content.read(18) != b'"category","count"':
+                raise InputError(f"{file} is not of these scripts, which would write over it: set "
+                                 "another EMBEDDINGS_DIR.")
 
 
 @contextmanager
