@@ -1130,9 +1130,10 @@ def open_folder(name):
         finish_saving(folder)
         (folder / ".saving").mkdir()  # better a refusal now than after hours of training
         (folder / ".saving").rmdir()
-        for stem in file_stems(CATEGORICAL_COLUMNS).values():
+    known = read_run(folder).get("files", [])
+    for stem in file_stems(CATEGORICAL_COLUMNS).values():
+        if f"{stem}.csv" not in known:
             refuse_others(folder / f"{stem}.csv")
-    read_run(folder)
     return folder
 
 

@@ -30,7 +30,6 @@ LAYERS = {  # (config, weights, inputs) -> output
     "EinsumDense": lambda c, w, x: FUNCTIONS[c["activation"]](np.einsum(c["equation"], x, w[0]) + (w[1] if len(w) > 1 else 0)),
     "Concatenate": lambda c, w, x: np.concatenate(x, axis=c["axis"]),
     "Flatten": lambda c, w, x: x.reshape(len(x), -1),
-    "Reshape": lambda c, w, x: x.reshape(len(x), *c["target_shape"]),
     "RepeatVector": lambda c, w, x: np.repeat(x[:, None], c["n"], axis=1),
     "Rescaling": lambda c, w, x: x * np.float32(c["scale"]) + np.float32(c["offset"]),
     "Cast": lambda c, w, x: x.astype(c["dtype"] if isinstance(c["dtype"], str) else "float32"),
@@ -42,8 +41,8 @@ LAYERS = {  # (config, weights, inputs) -> output
     "ExpandDims": lambda c, w, x: np.expand_dims(x, c["axis"]),
     "Repeat": lambda c, w, x: np.repeat(x, c["repeats"], axis=c["axis"]),
     "Clip": lambda c, w, x: np.clip(x, c["x_min"], c["x_max"]),
-    "Softmax": lambda c, w, x: softmax(x),
-    "Sigmoid": lambda c, w, x: FUNCTIONS["sigmoid"](x),
+    "Squeeze": lambda c, w, x: np.squeeze(x, axis=c["axis"]),
+    "Activation": lambda c, w, x: FUNCTIONS[c["activation"]](x),
     "Relu": lambda c, w, x: relu(x),
 }
 
