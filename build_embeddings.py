@@ -645,9 +645,9 @@ def compact(chunks, exact):
     distance, or of their range where that is 0.
     """
     numbers = np.concatenate(chunks)
-    known = numbers[~np.isnan(numbers)]
     if exact or numbers.dtype == "float32":
         return numbers
+    known = numbers[~np.isnan(numbers)]
     if len(known):
         low, high = np.quantile(known, [0.25, 0.75])
         blur = np.quantile(np.abs(known - known.astype("float32")), 0.9)
@@ -1130,10 +1130,10 @@ def open_folder(name):
         finish_saving(folder)
         (folder / ".saving").mkdir()  # better a refusal now than after hours of training
         (folder / ".saving").rmdir()
-    known = read_run(folder).get("files", [])
-    for stem in file_stems(CATEGORICAL_COLUMNS).values():
-        if f"{stem}.csv" not in known:
-            refuse_others(folder / f"{stem}.csv")
+        known = read_run(folder).get("files", [])
+        for stem in file_stems(CATEGORICAL_COLUMNS).values():
+            if f"{stem}.csv" not in known:
+                refuse_others(folder / f"{stem}.csv")
     return folder
 
 
