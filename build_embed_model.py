@@ -77,7 +77,7 @@ def main():
         recipe = base.choose_recipe(len(data.training), EPOCHS, rows_to_see=3_000_000)
         model = build_model(matrices, frames, pairs, data, recipe, run["validation_error"])
         model, history = base.train(model, vocabularies, inputs, data, recipe, LEARNING_RATE)
-        if base.PROCESS:
+        if base.PROCESS > 0:
             return  # of several processes the first one reports and saves
         predictions = base.predict_rows(model, inputs, data.test)
         answers = {MEAN: mean_prediction(data), BOOSTING: boosting.get(), FINAL: predictions}
@@ -585,7 +585,8 @@ def predict(frame):
 
     Regression: float64 (rows,), in the target's units. Binary: the probability of the class that is
     last when sorted. Multiclass: (rows, classes), sorted. Other columns are ignored. Warns of a
-    column with far more unknown categories than the test rows had. Raises base.InputError.
+    column with far more unknown categories than the test rows had, or without any number. Raises
+    base.InputError.
     """
     if not base.tf:
         raise base.InputError("predict reads text, which only TensorFlow can: set "
@@ -623,8 +624,8 @@ def embed(frame):
     """Return the frame with each categorical column replaced by its vector, as it was saved.
 
     The columns of a vector of "dest" are dest_0, dest_1, ..., float32, behind the frame's other
-    columns, of which the target is left out. A category or missing cell that training did not
-    have gets row 0. Warns as predict does. Raises base.InputError.
+    columns, of which target and weight are left out. A category or missing cell that training did
+    not have gets row 0. Warns as predict does. Raises base.InputError.
     """
     run, columns = base.read_run(base.here(base.EMBEDDINGS_DIR)), CATEGORICAL_COLUMNS
     if "inputs" in run:  # those of the saved model, whatever the edit block says by now
@@ -634,9 +635,14 @@ def embed(frame):
         weights, *_ = load_embedding(column, run)
         _, ids = read_text(frame, column, run)
         vectors.append(pd.DataFrame(weights[ids], index=frame.index).add_prefix(f"{column}_"))
-    target_column, *_ = run["rows"]["settings"]
-    others = frame.drop(columns=[*columns, target_column], errors="ignore")
-    return pd.concat([others, *vectors], axis=1)
+    vectors = pd.concat(vectors, axis=1)
+    settings = base.Settings(*run["rows"]["settings"])
+    gone = {*columns, settings.target_column, settings.weight_column} - {*NUMERICAL_COLUMNS}
+    others = frame.drop(columns=[*gone], errors="ignore")
+    for name in others.columns.intersection(vectors.columns):
+        raise base.InputError(f"Column {name!r} of the frame bears the name of a part of a vector: "
+                              "rename it.")
+    return pd.concat([others, vectors], axis=1)
 
 
 @functools.lru_cache(maxsize=256)
@@ -690,6 +696,8 @@ def read_numbers(frame, column):
     if np.isinf(numbers).any():
         raise base.InputError(f"Column {column!r} holds {cells[np.isinf(numbers)][0]!r}, "
                               "which is not a number that can be used.")
+    if len(numbers) >= 3 and np.isnan(numbers).all():
+        warnings.warn(f"Column {column!r} is missing in all rows.", stacklevel=3)
     return numbers
 
 

@@ -65,7 +65,7 @@ MAX_EMBEDDING_DIM = 50  # the longest vector allowed; 8 is easier to look at and
 EMBEDDINGS_DIR = "embeddings"
 
 # training
-EPOCHS = None  # None: by the number of rows, see choose_recipe; a number: exactly so many, falling
+EPOCHS = None  # None: by the number of rows, see choose_recipe; a number: exactly so many
 BATCH_SIZE = None  # None: by the number of rows; larger is faster, and takes fewer steps
 LEARNING_RATE = 5e-3  # lower it if training diverges
 SEED = 0  # another seed: other random rows held out, other random starts
@@ -81,14 +81,14 @@ def main():
 
     vocabularies = build_vocabularies(data.table, data.training)
     ids = to_ids(data.table, vocabularies)
-    unknown = (ids.iloc[data.test] == 0).mean()  # the share of a column's test cells
+    unknown = (ids.iloc[data.test] == 0).mean()  # of each column's test cells, the share
     print_sizes(vocabularies, unknown)
 
     with stage(f"Training on {len(vocabularies)} categorical columns"):
         recipe = choose_recipe(len(data.training), EPOCHS, rows_to_see=900_000)
         model = build_model(vocabularies, data, recipe)
         model, history = train(model, vocabularies, [ids], data, recipe, LEARNING_RATE)
-    if PROCESS:
+    if PROCESS > 0:
         return  # where several machines train together, the first one reports and saves
 
     predictions = predict_rows(model, [ids], data.test)
@@ -108,7 +108,8 @@ def main():
 def build_vocabularies(table, training):
     """Return for each column a frame (category, count) of the categories in its training rows.
 
-    Row 0 is the unknown category; then the most frequent ones come first, ties sorted as text.
+    Row 0 is the unknown category; it is trained on cells that hide_some hides in each epoch. Then
+    the most frequent ones come first, ties sorted as text.
     """
     vocabularies = {}
     for column in table:
@@ -173,8 +174,8 @@ def ensemble(features, data, recipe, effects=0.0, seen=1.0):
     Its members share the layers in the middle; each has scales of its own for the features, at
     random +1 or -1 at the start, and an output layer of its own. Each learns from every row, and
     the mean of their predictions is what counts (TabM: Gorishniy et al. 2024, arXiv:2410.24210).
-    choose_recipe says how many members and which widths of layers. effects, (rows, 1, outputs), and
-    seen, (members, features), 0 for what a member does not see, are what build_embed_model.py adds.
+    build_embed_model.py adds effects, (rows, 1, outputs), and seen, (members, features), which is 0
+    for what a member does not see.
     """
     hidden = layers.RepeatVector(recipe.members)(features) * seen  # (rows, members, features)
     if recipe.members > 1:
@@ -203,9 +204,9 @@ def gaussian_loss(target, predictions):
     return ops.mean(squares, axis=1) / (2 * mean_square)
 
 
-# What the members learn from. The target is (rows, members), each row's repeated, predictions are
-# (rows, members), or (rows, members, classes). A loss of another scale needs another PRIOR; the
-# error of the members' mean prediction, which chooses the epoch, is that of losses, below.
+# Functions of target (rows, members) and predictions (rows, members), or (rows, members, classes),
+# that return a loss for each row. With one of your own, change row_errors, by which the epoch is
+# chosen, and PRIOR: for a loss twice as large, twice.
 LOSSES = {
     "regression": gaussian_loss,
     "binary": keras.losses.binary_crossentropy,
@@ -219,45 +220,45 @@ LOSSES = {
 def train(model, vocabularies, inputs, data, recipe, learning_rate):
     """Return the model with the weights of its best epoch, and its history.
 
-    In each epoch fit_epoch reads some cells as row 0, which so learns what to predict of unknown
-    categories. The learning rate is steady, and each epoch ends at an average of its weights, then
-    the rate falls. Training ends early, as a noisy table would only be learned by heart: after a
-    steady epoch, if the later half of the epochs, at least four, brought nothing, and half way down
-    the fall, if the later half of its epochs did not. inputs: frames with the ids of all rows and
-    what else the network takes. history: the errors, the epoch that is kept, and its error, the
-    least. Raises InputError where training diverges.
+    At first the learning rate is steady, and each epoch ends at an average of its weights; later
+    the rate falls to zero. The best epoch has the least error on validation rows. inputs: frames
+    of all rows, the ids first. Raises InputError where training diverges.
     """
     compile_model(model, recipe, len(data.training))
     validation = sample(data.validation, 200_000, SEED)
-    random, errors, kept, least, best = generator(SEED, "epochs"), [], 0, np.inf, None
-    last = recipe.steady_epochs + recipe.falling_epochs
-    half = recipe.falling_epochs // 2 if recipe.steady_epochs else 0
+    random, steady = generator(SEED, "epochs"), recipe.steady_epochs
+    last, half = steady + recipe.falling_epochs, steady + recipe.falling_epochs // 2
     show = progress(last, data.target_info)
+    errors, least, best_epoch, best_weights = [], np.inf, 0, None
     for epoch in range(1, last + 1):
-        fallen = epoch - recipe.steady_epochs  # 1 in the first epoch in which the rate falls
-        fit_epoch(model, vocabularies, inputs, data, recipe, random, learning_rate, fallen)
-        predictions = predict_rows(model, inputs, validation)
-        errors.append(mean_error(data, validation, predictions))
+        fit_epoch(model, vocabularies, inputs, data, recipe, random, learning_rate, epoch)
+        errors.append(mean_error(data, validation, predict_rows(model, inputs, validation)))
         if not np.isfinite(errors[-1]):
             raise InputError("Training diverged: lower LEARNING_RATE, or look for extreme values.")
-        # At a high rate, and no longer averaged, weights are good by luck
-        if errors[-1] < least and not 0 < fallen <= half:
-            kept, least, best = epoch, errors[-1], model.get_weights()
+        is_lucky = 0 < steady < epoch <= half  # weights at a high rate, and no longer averaged
+        if errors[-1] < least and not is_lucky:
+            least, best_epoch, best_weights = errors[-1], epoch, model.get_weights()
         show(epoch, errors[-1], least)
-        if fallen <= 0 and not has_gained(errors, max(4, epoch // 2)):
+        if has_stalled(errors, steady, half):
             break
-        if fallen == half and not has_gained(errors, half // 2):
-            break
-    return finished(model, best, kept), {"errors": errors, "kept": kept, "least": least}
+    model = finished(model, best_weights, best_epoch)
+    return model, {"errors": errors, "kept": best_epoch, "least": least}
 
 
-def has_gained(errors, count):
-    """Return whether the last epochs, count of them, lowered the least error by 0.2 % or more."""
-    return min(errors[-count:]) < 0.998 * min(errors[:-count], default=np.inf)
+def has_stalled(errors, steady, half):
+    """Return whether training should end, as a noisy table would only be learned by heart.
+
+    It should where recent epochs lowered the least error by less than 0.2 %: after a steady epoch,
+    the later half of all epochs, at least four; half way down the fall, the later half of these.
+    """
+    epoch = len(errors)
+    recent = max(4, epoch // 2) if epoch <= steady else (half - steady) // 2
+    is_due = epoch <= steady or 0 < steady and epoch == half
+    return is_due and min(errors[-recent:]) >= 0.998 * min(errors[:-recent], default=np.inf)
 
 
 # --------------------------------------------------------------------------------------------------
-# What stands below serves both scripts; to change the network or its loss, you need not read it.
+# What stands below serves both scripts. First come the widths of the layers and the optimizer.
 # --------------------------------------------------------------------------------------------------
 
 
@@ -314,18 +315,19 @@ def compile_model(model, recipe, row_count):
     optimizer.build(model.trainable_variables)  # else TensorFlow would trace the first step twice
 
 
-def falling_rates(epoch, recipe, row_count):
-    """Return what the rate is multiplied by in each piece of a falling epoch, from 1 to 0.
+def rate_factors(epoch, recipe, row_count):
+    """Return what the learning rate is multiplied by in each piece of an epoch.
 
-    Along half a cosine (Loshchilov and Hutter 2016, arXiv:1608.03983). Of few epochs each has many
-    pieces, and a piece has not much more than a million rows. Before the first one, at a steady
-    rate, an epoch is one piece, at whose end its weights are averaged.
+    A steady epoch is one piece, at whose end its weights are averaged. Later the rate falls along
+    half a cosine (Loshchilov and Hutter 2016, arXiv:1608.03983). Of few epochs each has many
+    pieces, and a piece has not much more than a million rows.
     """
-    if epoch < 1:
+    if epoch <= recipe.steady_epochs:
         return np.ones(1)
     pieces = max(1, 24 // recipe.falling_epochs, row_count // 1_000_000)
     pieces = min(pieces, -(-row_count // recipe.batch_size))
-    passed = (epoch - 1 + (np.arange(pieces) + 0.5) / pieces) / recipe.falling_epochs
+    passed = epoch - recipe.steady_epochs - 1 + (np.arange(pieces) + 0.5) / pieces
+    passed = passed / recipe.falling_epochs
     return (1 + np.cos(np.pi * passed)) / 2
 
 
@@ -801,6 +803,8 @@ def encode_target(target, parts, weights, data_file, settings):
         return encode_classes(target, training, test, name, task)
     if log_target and target.min() <= -1:
         raise InputError(f"LOG_TARGET needs values above -1, but {name!r} has {target.min():g}.")
+    if len(np.unique(target)) == 2:
+        print(f"  {name} has two values: TASK = 'binary' if they are classes")
     if log_target and target.max() < 0.5:
         print(f"  LOG_TARGET does little: {name} has no value above 0.5, where log1p hardly bends; "
               "multiply it, say by 1000.")
@@ -925,18 +929,19 @@ def feed(inputs, data, batches, members):
     return {"x": rows.with_options(options)}
 
 
-def fit_epoch(model, vocabularies, inputs, data, recipe, random, learning_rate, fallen):
+def fit_epoch(model, vocabularies, inputs, data, recipe, random, learning_rate, epoch):
     """Let the model learn from every training row once, in random order.
 
     Rows are gathered in as many pieces as there are rates, which saves memory on large tables.
+    Some cells are shown as row 0, anew in each epoch, see hide_some.
     """
-    rates = learning_rate * falling_rates(fallen, recipe, len(data.training))
+    rates = learning_rate * rate_factors(epoch, recipe, len(data.training))
     order = full_batches(random.permutation(data.training), recipe.batch_size)
     for number, batches in enumerate(np.array_split(order, len(rates))):
         ids, *others = gather(inputs, batches)
         hide_some(ids, vocabularies, random)
         rows = feed([ids, *others], data, batches, recipe.members)
-        set_rate(model.optimizer, rates[number], recipe.batch_size, averaged=fallen < 1)
+        set_rate(model.optimizer, rates[number], recipe.batch_size, epoch <= recipe.steady_epochs)
         model.fit(**rows, shuffle=False, verbose=0)
         if order.size > 2_000_000:
             print(f"  {number + 1} of {len(rates)} pieces of the epoch", flush=True)
@@ -1012,8 +1017,8 @@ def finished(model, weights, epoch):
 # Figures
 
 
-def losses(data, rows, predictions):
-    """Return what each row adds to the error: its squared error, or its log loss in nats."""
+def row_errors(data, rows, predictions):
+    """Return the error of each row: its squared error, or its log loss in nats."""
     target, predictions = data.target[rows], np.asarray(predictions, "float64")
     if "classes" not in data.target_info:
         return np.square(target - predictions)
@@ -1024,8 +1029,8 @@ def losses(data, rows, predictions):
 
 
 def mean_error(data, rows, predictions):
-    """Return the weighted mean of the losses of some rows."""
-    return float(np.average(losses(data, rows, predictions), weights=data.weights[rows]))
+    """Return the weighted mean of the errors of some rows."""
+    return float(np.average(row_errors(data, rows, predictions), weights=data.weights[rows]))
 
 
 def score(data, predictions):
@@ -1063,7 +1068,7 @@ def bootstrap(answers, data):
     of Statistics 7).
     """
     weights, rows = data.weights[data.test], np.arange(len(data.test))
-    of_rows = [losses(data, data.test, predictions) for predictions in answers.values()]
+    of_rows = [row_errors(data, data.test, predictions) for predictions in answers.values()]
     _, blocks = np.unique(rows if data.groups is None else data.groups, return_inverse=True)
     blocks = blocks if blocks.max() >= 4 else rows
     blocks = blocks * min(blocks.max() + 1, 1000) // (blocks.max() + 1)

@@ -445,9 +445,36 @@ def test_the_files_are_read_once(pair, monkeypatch):
     pd.testing.assert_frame_equal(one.embed(one.table[:1]), first[1])
 
 
-def test_embed_leaves_the_target_out(pair):
+def test_embed_leaves_the_target_and_the_weight_out(pair):
+    table = made_up(60).assign(w=1.5)
+    one = pair(table, {"WEIGHT_COLUMN": "w"})
+    one.run_base()
+    assert {"y", "w"}.isdisjoint(one.embed(table)) and "x" in one.embed(table)
+    one.edit({"WEIGHT_COLUMN": "w"}, {"NUMERICAL_COLUMNS": ["x", "w"]})
+    assert "w" in one.embed(table), "it is an input"
+
+
+def test_embed_makes_no_two_columns_of_one_name(pair):
+    one = pair(made_up(60))
+    one.run_base()
+    with pytest.raises(one.base.InputError, match="Column 'c_1' of the frame bears the name of a part of a vector"):
+        one.embed(one.table.assign(c_1=0.0))
+    assert one.embed(one.table.assign(c_99=0.0)).columns.is_unique
+
+
+def test_a_number_that_is_missing_everywhere_is_warned_of(pair, recwarn):
     one = pair(made_up(60)).run()
-    assert "y" not in one.embed(one.table) and "x" in one.embed(one.table)
+    one.predict(one.table.assign(x=[np.nan] * 59 + [1.0]))
+    assert not [each for each in recwarn if "missing" in str(each.message)]
+    with pytest.warns(UserWarning, match="Column 'x' is missing in all rows"):
+        one.predict(one.table.assign(x=np.nan))
+
+
+@pytest.mark.parametrize("values", [2, 3])
+def test_a_regression_on_two_values_is_said(pair, capsys, values):
+    one = pair(made_up(60).assign(y=np.arange(60) % values))
+    one.call(one.base.load_rows, ["c"], [])
+    assert ("y has two values: TASK = 'binary' if they are classes" in capsys.readouterr().out) == (values == 2)
 
 
 def test_a_model_file_of_a_newer_keras_is_refused_with_both_versions(pair, monkeypatch):

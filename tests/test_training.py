@@ -61,7 +61,7 @@ def test_a_large_table_is_gathered_in_parts_that_make_up_an_epoch(pair, monkeypa
     ids = pd.DataFrame({"c": np.zeros(rows, "int8")})
     model = keras.Sequential()
     model.optimizer = keras.optimizers.SGD()
-    base.fit_epoch(model, {}, [ids], data, recipe, np.random.default_rng(0), 0.005, fallen=1)
+    base.fit_epoch(model, {}, [ids], data, recipe, np.random.default_rng(0), 0.005, epoch=1)
     assert len(gathered) == 8 and max(part.size for part in gathered) <= 1_000_000
     assert np.array_equal(np.sort(np.concatenate(gathered).ravel()), np.arange(rows))
 
@@ -97,15 +97,15 @@ def test_training_has_a_limit(base, rows):
 
 @pytest.mark.parametrize("falling", [4, 24, 40])
 def test_the_rate_falls_along_half_a_cosine(base, falling):
-    recipe = base.choose_recipe(100, None, 900)._replace(batch_size=4, falling_epochs=falling)
-    rates = np.concatenate([base.falling_rates(epoch, recipe, 100) for epoch in range(1, falling + 1)])
+    recipe = base.choose_recipe(100, None, 900)._replace(batch_size=4, steady_epochs=2, falling_epochs=falling)
+    rates = np.concatenate([base.rate_factors(epoch, recipe, 100) for epoch in range(3, falling + 3)])
     assert len(rates) >= 24 and rates[0] > 0.99 and rates[-1] < 0.01
     middles = (np.arange(len(rates)) + 0.5) / len(rates)
     np.testing.assert_allclose(rates, 0.5 + 0.5 * np.cos(np.pi * middles))
-    assert base.falling_rates(0, recipe, 100).tolist() == [1.0], "a steady epoch is averaged once, at its end"
-    assert len(base.falling_rates(1, recipe._replace(falling_epochs=1), 5_000_000)) == 24
-    assert len(base.falling_rates(1, recipe._replace(falling_epochs=1), 50_000_000)) == 50, "a million rows each"
-    assert len(base.falling_rates(1, recipe._replace(falling_epochs=1), 7)) == 2, "no more than there are steps"
+    assert base.rate_factors(2, recipe, 100).tolist() == [1.0], "a steady epoch is averaged once, at its end"
+    assert len(base.rate_factors(3, recipe._replace(falling_epochs=1), 5_000_000)) == 24
+    assert len(base.rate_factors(3, recipe._replace(falling_epochs=1), 50_000_000)) == 50, "a million rows each"
+    assert len(base.rate_factors(3, recipe._replace(falling_epochs=1), 7)) == 2, "no more than there are steps"
 
 
 def small_model():
@@ -149,10 +149,10 @@ STEADY = [1, 0.99, 0.98, 0.97, 0.96, 0.95, 0.94, 0.93]
 ])
 def test_when_training_ends_and_which_epoch_is_kept(base, monkeypatch, steady, falling, ends, kept):
     """Each epoch doubles the one weight, which is 1 at the start, so that it tells the epoch that is kept."""
-    model, looked, fallen, errors = small_model(), [], [], [*steady, *falling]
+    model, looked, epochs, errors = small_model(), [], [], [*steady, *falling]
 
     def double(*inputs):
-        fallen.append(inputs[-1])
+        epochs.append(inputs[-1])
         model.set_weights([2 * model.get_weights()[0]])
 
     monkeypatch.setattr(base, "fit_epoch", double)
@@ -164,7 +164,7 @@ def test_when_training_ends_and_which_epoch_is_kept(base, monkeypatch, steady, f
     model, history = base.train(model, {}, [], data, recipe, 0.005)
     assert history == {"errors": errors[:ends], "kept": kept, "least": errors[kept - 1]}
     assert model.get_weights()[0].item() == 2**kept
-    assert fallen == [epoch - len(steady) for epoch in range(1, ends + 1)] and looked == [[4, 7]] * ends
+    assert epochs == [*range(1, ends + 1)] and looked == [[4, 7]] * ends
 
 
 def test_an_epoch_has_the_rates_that_fall_and_an_average_while_they_are_steady(base, monkeypatch):
@@ -172,9 +172,9 @@ def test_an_epoch_has_the_rates_that_fall_and_an_average_while_they_are_steady(b
     model.compile(keras.optimizers.AdamW(use_ema=True))
     monkeypatch.setattr(model, "fit", lambda **_: rates.append(float(model.optimizer.learning_rate)) or averaged.append(model.optimizer.use_ema))
     data = rows_of(base, training=np.arange(400), target=np.arange(400.0))
-    recipe = base.choose_recipe(100, None, 900)._replace(batch_size=4, falling_epochs=4)
-    for fallen in (-1, 0, 1, 2, 3, 4):
-        base.fit_epoch(model, {}, [pd.DataFrame({"c": np.zeros(400, "int8")})], data, recipe, np.random.default_rng(0), 0.005, fallen)
+    recipe = base.choose_recipe(100, None, 900)._replace(batch_size=4, steady_epochs=2, falling_epochs=4)
+    for epoch in range(1, 7):
+        base.fit_epoch(model, {}, [pd.DataFrame({"c": np.zeros(400, "int8")})], data, recipe, np.random.default_rng(0), 0.005, epoch)
     assert averaged == [True] * 2 + [False] * 24 and rates[:2] == pytest.approx([0.005] * 2)
     assert np.all(np.diff(rates[1:]) < 0) and rates[-1] < 0.0003
 
