@@ -108,8 +108,7 @@ def main():
 def build_vocabularies(table, training):
     """Return for each column a frame (category, count) of the categories in its training rows.
 
-    Row 0 is the unknown category; it is trained on cells that hide_some hides in each epoch. Then
-    the most frequent ones come first, ties sorted as text.
+    Row 0 is the unknown category, which hide_some trains; then the most frequent ones come first.
     """
     vocabularies = {}
     for column in table:
