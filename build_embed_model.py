@@ -419,18 +419,21 @@ def print_report(report, row_count, unknown):
 
 
 def verdict(figures, draws):
-    """Return in a sentence which of network and boosting is better, and whether it is chance."""
+    """Return in a sentence how the network compares with the mean and with boosting."""
     (first, ours), *others = figures[FINAL].items()
     theirs = figures[BOOSTING][first]
     if max(np.mean(draws[name] < draws[MEAN]) for name in (FINAL, BOOSTING)) < 0.975:
         return ("Nothing beats the mean by more than chance: these columns say little that holds "
                 "for other rows.")
-    share = np.mean(draws[FINAL] < draws[BOOSTING])
-    better, worse = (FINAL, BOOSTING) if ours < theirs else (BOOSTING, FINAL)
-    lower = 1 - min(ours, theirs) / max(ours, theirs)
-    sentence = f"The {first} of {better} is {lower:.1%} lower than that of {worse}"
-    is_sure = not 0.025 < share < 0.975
-    sentence += ", more than chance." if is_sure else ", which may be chance in these rows."
+
+    def compared(name):
+        ratio = ours / max(figures[name][first], 1e-12)
+        return f"{abs(1 - ratio):.1%} {'lower' if ratio < 1 else 'higher'} than that of"
+
+    sentence = (f"The {first} of {FINAL} is {compared(MEAN)} the mean and {compared(BOOSTING)} "
+                "gradient boosting; other test rows ")
+    is_sure = not 0.025 < np.mean(draws[FINAL] < draws[BOOSTING]) < 0.975
+    sentence += "would hardly turn that round." if is_sure else "might turn that round."
     for name, figure in others[:1]:
         sign = 1 if name in ("RMSE", "MAE") else -1  # of R², AUC and accuracy more is better
         if sign * (figure - figures[BOOSTING][name]) * (ours - theirs) < 0:

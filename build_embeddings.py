@@ -1309,8 +1309,8 @@ def lay_out(vectors):
     Principal components where the first two hold most of the variance, else t-SNE (van der Maaten
     and Hinton 2008).
     """
-    if len(vectors) < 3:
-        return vectors[:, :2].astype("float64"), np.array([1.0, 0.0]), "principal components"
+    if len(vectors) < 2:
+        return np.zeros((len(vectors), 2)), np.array([1.0, 0.0]), "principal components"
     components = decomposition.PCA(2, random_state=SEED).fit(vectors)
     share = np.nan_to_num(components.explained_variance_ratio_)
     if share.sum() > 0.6 or len(vectors) <= 30:  # t-SNE looks at 30 neighbours
