@@ -346,28 +346,21 @@ def boost(ids, numbers, data):
     """
     training = base.sample(data.training, 1_000_000, base.SEED)
     validation = base.sample(data.validation, 125_000, base.SEED)
-    kind, encoded = HistGradientBoostingRegressor, "continuous"
     if base.TASK != "regression":
-        kind, encoded = HistGradientBoostingClassifier, "auto"
         _, one_of_each_class = np.unique(data.target[data.training], return_index=True)
         training = np.union1d(training, data.training[one_of_each_class])
     many = [column for column in ids if ids[column].max() > 254]
     few = [column for column in ids if column not in many]
+    encoded = "continuous" if base.TASK == "regression" else "auto"
     encoder = make_column_transformer(
         ("passthrough", few), (TargetEncoder(target_type=encoded), many), remainder="passthrough")
 
     def table(chosen):
         return pd.concat([ids.iloc[chosen], numbers.iloc[chosen]], axis=1)
 
-    def weights(chosen):
-        return data.weights[chosen] if base.WEIGHT_COLUMN else None  # quicker than all 1
-
-    booster = kind(max_iter=1000, early_stopping=True, n_iter_no_change=50,
-                   categorical_features=np.arange(len(few)), random_state=base.SEED)
     features = encoder.fit_transform(table(training), data.target[training])
-    booster.fit(features, data.target[training], weights(training),
-                X_val=encoder.transform(table(validation)), y_val=data.target[validation],
-                sample_weight_val=weights(validation))
+    booster = fit_booster(features, training, encoder.transform(table(validation)), validation,
+                          np.arange(len(few)), data)
     best = max(1, int(np.argmax(booster.validation_score_)))  # fit keeps the last, 50 later
     stages = getattr(booster, "staged_predict_proba", booster.staged_predict)
 
@@ -377,6 +370,28 @@ def boost(ids, numbers, data):
 
     predictions = base.in_batches(predict, data.test)
     return predictions[:, 1] if base.TASK == "binary" else predictions
+
+
+def fit_booster(features, training, validation_features, validation, categorical, data):
+    """Return a booster that has learned until the validation rows gained nothing for 50 iterations.
+
+    Rare classes can make it diverge at once; then one that is regularized is tried as well.
+    """
+    regression = base.TASK == "regression"
+    kind = HistGradientBoostingRegressor if regression else HistGradientBoostingClassifier
+    weights = [data.weights[rows] if base.WEIGHT_COLUMN else None  # None is quicker than all 1
+               for rows in (training, validation)]
+    boosters = []
+    for strength in (0, 10):
+        booster = kind(max_iter=1000, early_stopping=True, n_iter_no_change=50,
+                       l2_regularization=strength, categorical_features=categorical,
+                       random_state=base.SEED)
+        booster.fit(features, data.target[training], weights[0], X_val=validation_features,
+                    y_val=data.target[validation], sample_weight_val=weights[1])
+        boosters.append(booster)
+        if np.argmax(booster.validation_score_) > 50:
+            break
+    return max(boosters, key=lambda each: each.validation_score_.max())
 
 
 def mean_prediction(data):

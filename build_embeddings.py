@@ -765,7 +765,7 @@ def rank_texts(texts, split_column):
     if wrong.any():
         raise InputError(f"SPLIT_COLUMN {split_column!r} needs numbers, dates like 2026-01-31, "
                          "names, or train, validation and test, none missing, but has "
-                         f"{texts[wrong].iloc[0][:50]!r}; ids of both kinds: put a letter before.")
+                         f"{texts[wrong].iloc[0][:50]!r}; put a letter before ids.")
     return values.rank(method="dense").to_numpy("int64")
 
 
@@ -1362,7 +1362,7 @@ def progress(most, target_info):
             (name, now), (_, best) = in_units(error, target_info), in_units(least, target_info)
             left = (seconds - first) / max(1, epoch - 1) * (most - epoch)
             left = f", at most {left:.0f} s left" if epoch > 1 else ""
-            print(f"  epoch {epoch:<3} validation {name} {written(now)} (best {written(best)})  "
+            print(f"  epoch {epoch:<3} validation {name} {written(now)} (kept {written(best)})  "
                   f"{seconds:.1f} s{left}", flush=True)
 
     return show
