@@ -220,44 +220,33 @@ def train(model, vocabularies, inputs, data, recipe, learning_rate):
     """Return the model with the weights of its best epoch, and its history.
 
     At first the learning rate is steady, and each epoch ends at an average of its weights; later
-    the rate falls to zero. The best epoch has the least error on validation rows. inputs: frames
-    of all rows, the ids first. Raises InputError where training diverges.
+    the rate falls to zero. After each epoch the error on validation rows is measured: the epoch of
+    the least one is best, and adapt_recipe ends training early where recent epochs lowered it by
+    less than 0.2 %, or doubles its epochs where they lowered it much. inputs: frames of all rows,
+    the ids first. Raises InputError where training diverges.
     """
     compile_model(model, recipe, len(data.training))
     validation = sample(data.validation, 200_000, SEED)
-    random, steady = generator(SEED, "epochs"), recipe.steady_epochs
-    last, half = steady + recipe.falling_epochs, steady + recipe.falling_epochs // 2
-    show = progress(last, data.target_info)
+    random, show = generator(SEED, "epochs"), progress(data.target_info)
     errors, least, best_epoch, best_weights = [], np.inf, 0, None
-    for epoch in range(1, last + 1):
+    while len(errors) < recipe.steady_epochs + recipe.falling_epochs:
+        epoch = len(errors) + 1
         fit_epoch(model, vocabularies, inputs, data, recipe, random, learning_rate, epoch)
         errors.append(mean_error(data, validation, predict_rows(model, inputs, validation)))
         if not np.isfinite(errors[-1]):
             raise InputError("Training diverged: lower LEARNING_RATE, or look for extreme values.")
-        is_lucky = 0 < steady < epoch <= half  # weights at a high rate, and no longer averaged
+        # Early in the fall weights are good by luck: the rate is high, and they are no average
+        is_lucky = 0 < recipe.steady_epochs < epoch <= half_way(recipe)
         if errors[-1] < least and not is_lucky:
             least, best_epoch, best_weights = errors[-1], epoch, model.get_weights()
-        show(epoch, errors[-1], least)
-        if has_stalled(errors, steady, half):
-            break
+        show(recipe, errors, least)
+        recipe = adapt_recipe(recipe, errors)
     model = finished(model, best_weights, best_epoch)
     return model, {"errors": errors, "kept": best_epoch, "least": least}
 
 
-def has_stalled(errors, steady, half):
-    """Return whether training should end, as a noisy table would only be learned by heart.
-
-    It should where recent epochs lowered the least error by less than 0.2 %: after a steady epoch,
-    the later half of all epochs, at least four; half way down the fall, the later half of these.
-    """
-    epoch = len(errors)
-    recent = max(4, epoch // 2) if epoch <= steady else (half - steady) // 2
-    is_due = epoch <= steady or 0 < steady and epoch == half
-    return is_due and min(errors[-recent:]) >= 0.998 * min(errors[:-recent], default=np.inf)
-
-
 # --------------------------------------------------------------------------------------------------
-# What stands below serves both scripts. First come the widths of the layers and the optimizer.
+# What stands below serves both scripts: first how long training is and how wide the layers are.
 # --------------------------------------------------------------------------------------------------
 
 
@@ -291,6 +280,31 @@ def choose_recipe(row_count, epochs, rows_to_see):
     falling = min(falling, max(3, rows_to_see // row_count))
     steady, falling = (0, epochs) if epochs else (steady, falling)
     return Recipe(BATCH_SIZE or batch_size, *network, steady, falling)
+
+
+def adapt_recipe(recipe, errors):
+    """Return the recipe with as many epochs as pay, after a steady epoch or half way down the fall.
+
+    Where recent epochs lowered the least error by less than 0.2 %, training ends: a noisy table
+    would only be learned by heart. Where the last of up to 48 steady epochs finds that they lowered
+    it by more than 15 %, all epochs are doubled, for an exact table. Recent is the later half of
+    all epochs, at least four; in the fall, of its epochs.
+    """
+    epoch, steady, falling = len(errors), recipe.steady_epochs, recipe.falling_epochs
+    if epoch > steady and not 0 < steady < epoch == half_way(recipe):
+        return recipe
+    recent = max(4, epoch // 2) if epoch <= steady else falling // 4
+    gain = 1 - min(errors[-recent:]) / min(errors[:-recent], default=np.inf)
+    if gain < 0.002:
+        return recipe._replace(steady_epochs=epoch, falling_epochs=0)
+    if gain > 0.15 and epoch == steady <= 48:
+        return recipe._replace(steady_epochs=2 * steady, falling_epochs=2 * falling)
+    return recipe
+
+
+def half_way(recipe):
+    """Return the epoch in which half of the fall is over."""
+    return recipe.steady_epochs + recipe.falling_epochs // 2
 
 
 # The optimizer, also of large tables
@@ -1349,20 +1363,21 @@ def stage(title):
     print(f"  {time.perf_counter() - begin:.1f} s", flush=True)
 
 
-def progress(most, target_info):
-    """Return a function that shows how training goes, of at most so many epochs, in some lines."""
+def progress(target_info):
+    """Return a function that shows how training goes, in a few dozen lines at most."""
     begin, due, first = time.perf_counter(), 0, 0
 
-    def show(epoch, error, least):
+    def show(recipe, errors, least):
         nonlocal due, first
+        epoch, most = len(errors), recipe.steady_epochs + recipe.falling_epochs
         seconds = time.perf_counter() - begin
         first = first or seconds  # the first epoch, which compiles, says nothing of the others
         if seconds > due or epoch == most:
-            due = seconds + max(3, seconds / 10)  # a few dozen lines at most
-            (name, now), (_, best) = in_units(error, target_info), in_units(least, target_info)
+            due = seconds + max(3, seconds / 10)
+            (name, now), (_, kept) = in_units(errors[-1], target_info), in_units(least, target_info)
             left = (seconds - first) / max(1, epoch - 1) * (most - epoch)
-            left = f", at most {left:.0f} s left" if epoch > 1 else ""
-            print(f"  epoch {epoch:<3} validation {name} {written(now)} (kept {written(best)})  "
+            left = f", about {left:.0f} s left" if epoch > 1 else ""
+            print(f"  epoch {epoch:<3} validation {name} {written(now)} (kept {written(kept)})  "
                   f"{seconds:.1f} s{left}", flush=True)
 
     return show

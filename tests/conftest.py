@@ -73,8 +73,9 @@ class Pair:
         (self.folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
     def edit(self, base=(), model=()):
-        """Make new copies of both scripts with these settings and import them."""
-        self.base = self._import("build_embeddings", {**BASE_SETTINGS, **dict(base)})
+        """Make new copies of both scripts with these settings and import them; one step or two where nothing is to be learned."""
+        steps = {} if "EPOCHS" in {**dict(base), **dict(model)} else {"BATCH_SIZE": 256}
+        self.base = self._import("build_embeddings", {**BASE_SETTINGS, **steps, **dict(base)})
         self.model = self._import("build_embed_model", {**MODEL_SETTINGS, **dict(model)})
 
     def _import(self, script, settings):

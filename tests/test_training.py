@@ -139,6 +139,9 @@ def test_a_steady_epoch_ends_at_the_average_of_its_weights(base):
 STEADY = [1, 0.99, 0.98, 0.97, 0.96, 0.95, 0.94, 0.93]
 
 
+EXACT = [1, 0.9, 0.7, 0.5, 0.45, 0.4, 0.3, 0.2, 0.2, 0.2, 0.2, 0.19, 0.19, 0.19, 0.19, 0.19]
+
+
 @pytest.mark.parametrize(("steady", "falling", "ends", "kept"), [
     (STEADY, [0.95, 0.92, 0.91, 0.9], 12, 12),
     (STEADY, [0.95, 0.9, 0.92, 0.91], 12, 12),  # an epoch at a high rate without an average was good by luck
@@ -146,6 +149,7 @@ STEADY = [1, 0.99, 0.98, 0.97, 0.96, 0.95, 0.94, 0.93]
     (STEADY, [0.9, 0.93, 0.92, 0.9], 10, 8),  # nor did its later half
     ([1, 0.95, 0.95, 0.95, 0.95, 0.95, 0.94, 0.93], [0.95, 0.94, 0.92, 0.9], 6, 2),  # nor did the last four of six epochs
     ([], [1, 2, 3, 4], 4, 1),  # a large table, or EPOCHS is set
+    (EXACT, [0.19, 0.09, 0.08, 0.07, 0.06, 0.05, 0.04, 0.03], 24, 24),  # twice as long, as the later half of eight lowered it by 60 %
 ])
 def test_when_training_ends_and_which_epoch_is_kept(base, monkeypatch, steady, falling, ends, kept):
     """Each epoch doubles the one weight, which is 1 at the start, so that it tells the epoch that is kept."""
@@ -160,7 +164,7 @@ def test_when_training_ends_and_which_epoch_is_kept(base, monkeypatch, steady, f
     monkeypatch.setattr(base, "predict_rows", lambda model, inputs, rows: looked.append(rows))
     monkeypatch.setattr(base, "mean_error", lambda *_: errors[len(looked) - 1])
     data = rows_of(base, training=[0], validation=[4, 7], target_info={"mean": 0, "std": 1, "log": False})
-    recipe = base.choose_recipe(100, None, 900)._replace(steady_epochs=len(steady), falling_epochs=4)
+    recipe = base.choose_recipe(100, None, 900)._replace(steady_epochs=min(8, len(steady)), falling_epochs=4)
     model, history = base.train(model, {}, [], data, recipe, 0.005)
     assert history == {"errors": errors[:ends], "kept": kept, "least": errors[kept - 1]}
     assert model.get_weights()[0].item() == 2**kept
