@@ -5,11 +5,12 @@
 
 Every category becomes its vector from embeddings/<column>.npy, the numerical columns join them, and
 a network learns from both, with one number more for each pair of categories and, on tables of up to
-100,000 training rows, the mean target of each category and pair. On test rows that neither script
-trained on, a report compares it with gradient boosting: on the flights in data/ an error of 6.7
-minutes beside 7.2, after two minutes on two cores. Saved is embeddings/embed_model.keras, which
-takes the columns as they stand in the file (text, unscaled numbers, missing cells) and predicts in
-the target's units, or probabilities; predict and embed below use what was saved.
+100,000 training rows, the mean target of each category and pair in other rows. On test rows that
+neither script trained on, a report compares it with gradient boosting: on the flights in data/ an
+error of 6.7 minutes beside 7.2, after two minutes on two cores. It saves the model as
+embeddings/embed_model.keras, which takes the columns as they stand in the file (text, unscaled
+numbers, missing cells) and predicts in the target's units, or probabilities; predict and embed,
+below, use what was saved.
 
 Sources: Gorishniy et al. 2022, arXiv:2203.05556 (numbers); Gorishniy et al. 2024, arXiv:2410.24210
 (TabM); Holzmüller et al. 2024, arXiv:2407.04491 (RealMLP); Cheng et al. 2016, arXiv:1606.07792
@@ -102,7 +103,7 @@ FINAL = "embeddings + numerical columns"
 def load_embedding(column, run):
     """Return the weights, (cardinality + 1, dimension), and the vocabulary of a column.
 
-    Behind them stands what read_text needs, see read_embedding. Raises base.InputError where files
+    Then comes what read_text needs, see read_embedding. Raises base.InputError where files
     are missing, damaged, or not of one and the same run.
     """
     folder, saved = base.here(base.EMBEDDINGS_DIR), run.get("columns", {}).get(column)
@@ -119,7 +120,7 @@ def build_model(matrices, frames, pairs, data, recipe, validation_error):
     """Return the network: ids and, if any, numbers and target means -> features -> dense layers.
 
     matrices: the saved weights of each categorical column; frames: what the network sees of all
-    rows; validation_error: what the vectors alone leave unexplained of the target.
+    rows; validation_error: that of the vectors alone, in a regression the mean square.
     """
     ids, numbers, means = frames
     inputs = [keras.Input((ids.shape[1],), dtype="int32")]
@@ -159,7 +160,7 @@ def embed_numbers(numbers, medians, scales, steps):
 
     Each column is scaled and softly clipped to -3 ... 3 (RealMLP), so that no outlier weighs more;
     a missing cell becomes 0 and sets a mark. Each is also seen as a ladder of steps: for each step
-    0 below it, 1 above it, and between how far the number has come; from this a small layer makes
+    0 below it, 1 above it, and between how far the number has come; of these a small layer makes
     bends and jumps (piecewise-linear embedding, Gorishniy et al. 2022). steps: (columns, 65).
     """
     scaled = layers.Rescaling(scales.tolist(), (-medians * scales).tolist())(numbers)
@@ -185,8 +186,8 @@ def pairs_that_repeat(ids, data):
     """Return the places of pairs of columns whose pairs of categories are worth a number each.
 
     They come up twice or more on average, else their numbers would hold single rows by heart; and
-    there are more of them than categories in either column: of a plane and its maker the plane says
-    all. At most 16 columns, those with the most categories, and 250,000 rows are looked at.
+    there are more of them than categories in either column: a plane implies its maker. At most
+    16 columns, those with the most categories, and 250,000 rows are looked at.
     """
     if data.outputs > 20:
         return []  # their numbers would fill the memory
@@ -206,7 +207,7 @@ def pair_effects(ids, places, sizes, data, unit):
     Dense layers find what a category adds, but hardly what it adds beside one other; one learned
     number for each pair can hold that (the wide part of Wide & Deep). The prior keeps it at zero
     unless its rows say otherwise. places: (first column, second column) of each pair of columns;
-    sizes: the rows of each column's matrix; unit: of the numbers, so that they do not drown a
+    sizes: the rows of each column's matrix; unit: the scale of the numbers, lest they drown a
     small remainder.
     """
     first, second = np.transpose(places)

@@ -3,7 +3,7 @@
     python build_embeddings.py
 
 A network learns to predict TARGET_COLUMN from CATEGORICAL_COLUMNS alone. Each column has an
-embedding layer: a matrix with one row for each category, trained like any other weights. Saved are
+embedding layer: a matrix with one row for each category, trained like any other weights. It saves
 
     embeddings/<column>.npy    the matrix, float32; row 0 stands for all categories that are unknown
     embeddings/<column>.csv    the vocabulary: each row's category and its count in training rows
@@ -57,7 +57,7 @@ TASK = "regression"  # or "binary", "multiclass"; class labels may be text
 LOG_TARGET = False  # True: regression on log1p(target), for prices, sales and other long tails
 CATEGORICAL_COLUMNS = ["month", "weekday", "hour", "carrier", "origin", "dest",
                        "tailnum", "model", "manufacturer", "engine"]
-SPLIT_COLUMN = None  # None: random rows; dates: the latest are the test; names: whole, in one part
+SPLIT_COLUMN = None  # None: random rows; dates: the latest are the test; names: each in one part
 WEIGHT_COLUMN = None  # how many cases a row stands for: survey weights, exposure
 
 # embeddings
@@ -108,7 +108,7 @@ def main():
 def build_vocabularies(table, training):
     """Return for each column a frame (category, count) of the categories in its training rows.
 
-    Row 0 is the unknown category, which hide_some trains; then the most frequent ones come first.
+    Row 0 is the unknown category, trained by hiding random cells; then come the most frequent ones.
     """
     vocabularies = {}
     for column in table:
@@ -123,7 +123,7 @@ def build_vocabularies(table, training):
 def to_ids(table, vocabularies):
     """Return a frame of ids: the row of each category in its vocabulary, 0 where it has none.
 
-    The columns, categoricals in which an empty cell is "", leave the table, to save memory.
+    The columns leave the table. An empty cell is the category "".
     """
     ids = {}
     for column, vocabulary in vocabularies.items():
@@ -142,11 +142,11 @@ def embedding(start, data, name, trainable=True):
     """Return an embedding layer that starts from a matrix of vectors.
 
     The penalty, a Gaussian prior, keeps rare categories from overfitting. Its strength is PRIOR
-    times the vectors' dimension over the number of training rows.
+    times the vectors' dimension over the number of training rows. A large matrix has none.
     """
     penalty = keras.regularizers.L2(PRIOR * start.shape[1] / len(data.training))
     if is_large(start):
-        penalty = None  # it would change the whole matrix in every step; see by_size
+        penalty = None  # it would change all rows in every step; see by_size
     return layers.Embedding(*start.shape, weights=[start], embeddings_regularizer=penalty,
                             name=name, trainable=trainable)
 
@@ -204,8 +204,8 @@ def gaussian_loss(target, predictions):
 
 
 # Functions of target (rows, members) and predictions (rows, members), or (rows, members, classes),
-# that return a loss for each row. With one of your own, change row_errors, by which the epoch is
-# chosen, and PRIOR: for a loss twice as large, twice.
+# that return losses. For your own, also adapt row_errors, by which the epoch is chosen, and scale
+# PRIOR with the loss.
 LOSSES = {
     "regression": gaussian_loss,
     "binary": keras.losses.binary_crossentropy,
@@ -220,10 +220,10 @@ def train(model, vocabularies, inputs, data, recipe, learning_rate):
     """Return the model with the weights of its best epoch, and its history.
 
     At first the learning rate is steady, and each epoch ends at an average of its weights; later
-    the rate falls to zero. After each epoch the error on validation rows is measured: the epoch of
-    the least one is best, and adapt_recipe ends training early where recent epochs lowered it by
-    less than 0.2 %, or doubles its epochs where they lowered it much. inputs: frames of all rows,
-    the ids first. Raises InputError where training diverges.
+    the rate falls to zero. After each epoch the error on validation rows is measured: the least one
+    chooses the best epoch. Unless EPOCHS is set, adapt_recipe ends training once recent epochs
+    lowered it by less than 0.2 %, or doubles the epochs where they lowered it much. inputs: frames
+    of all rows, the ids first. Raises InputError where training diverges.
     """
     compile_model(model, recipe, len(data.training))
     validation = sample(data.validation, 200_000, SEED)
@@ -235,7 +235,7 @@ def train(model, vocabularies, inputs, data, recipe, learning_rate):
         errors.append(mean_error(data, validation, predict_rows(model, inputs, validation)))
         if not np.isfinite(errors[-1]):
             raise InputError("Training diverged: lower LEARNING_RATE, or look for extreme values.")
-        # Early in the fall weights are good by luck: the rate is high, and they are no average
+        # Early in the fall a low error is luck: the rate is high, and weights are no average
         is_lucky = 0 < recipe.steady_epochs < epoch <= half_way(recipe)
         if errors[-1] < least and not is_lucky:
             least, best_epoch, best_weights = errors[-1], epoch, model.get_weights()
