@@ -444,10 +444,10 @@ def verdict(figures, draws):
 
     def compared(name):
         ratio = ours / max(figures[name][first], 1e-12)
-        return f"{abs(1 - ratio):.1%} {'lower' if ratio < 1 else 'higher'} than that of"
+        return f"{abs(1 - ratio):.1%} {'below' if ratio < 1 else 'above'} that of"
 
-    sentence = (f"The {first} of {FINAL} is {compared(MEAN)} the mean and {compared(BOOSTING)} "
-                "gradient boosting; other test rows ")
+    sentence = (f"The error ({first}) of {FINAL} is {compared(MEAN)} the mean and "
+                f"{compared(BOOSTING)} gradient boosting; other test rows ")
     is_sure = not 0.025 < np.mean(draws[FINAL] < draws[BOOSTING]) < 0.975
     sentence += "would hardly turn that round." if is_sure else "might turn that round."
     for name, figure in others[:1]:

@@ -283,19 +283,20 @@ def choose_recipe(row_count, epochs, rows_to_see):
 
 
 def adapt_recipe(recipe, errors):
-    """Return the recipe with as many epochs as pay, after a steady epoch or half way down the fall.
+    """Return the recipe with as many epochs as pay, judged by the later half of those so far.
 
-    Where recent epochs lowered the least error by less than 0.2 %, training ends: a noisy table
-    would only be learned by heart. Where the last of up to 48 steady epochs finds that they lowered
-    it by more than 15 %, all epochs are doubled, for an exact table. Recent is the later half of
-    all epochs, at least four; in the fall, of its epochs.
+    A noisy table would only be learned by heart: training ends after a steady epoch where that half
+    lowered the least error by less than 0.2 %, or half way down the fall, judged by itself, where
+    it raised it by more than 0.5 %. An exact table gains for long: where, in the last of up to 48
+    steady epochs, that half lowered it by more than 15 %, all epochs are doubled.
     """
     epoch, steady, falling = len(errors), recipe.steady_epochs, recipe.falling_epochs
     if epoch > steady and not 0 < steady < epoch == half_way(recipe):
         return recipe
-    recent = max(4, epoch // 2) if epoch <= steady else falling // 4
-    gain = 1 - min(errors[-recent:]) / min(errors[:-recent], default=np.inf)
-    if gain < 0.002:
+    judged = errors if epoch <= steady else errors[steady:]
+    later = max(4, len(judged) // 2) if epoch <= steady else len(judged) // 2
+    gain = 1 - min(judged[-later:]) / min(judged[:-later], default=np.inf)
+    if gain < (0.002 if epoch <= steady else -0.005):
         return recipe._replace(steady_epochs=epoch, falling_epochs=0)
     if gain > 0.15 and epoch == steady <= 48:
         return recipe._replace(steady_epochs=2 * steady, falling_epochs=2 * falling)

@@ -164,7 +164,7 @@ def test_search_finds_the_best_and_lists_its_neighbours(page):
     press(browser, "input", "\ue009a\ue000", "lx\n")  # Ctrl + A, then over it
     assert text(browser, ".name") == ["ATLX"]
     press(browser, "input", "\ue009a\ue000", "nowhere\n")
-    assert text(browser, ".name") == ["nowhere"] and text(browser, ".facts") == ["No category here has this in its name."]
+    assert text(browser, ".name") == ["ATLX"] and text(browser, ".facts") == ["No category here has “nowhere” in its name."]
 
 
 def test_any_text_stays_text(page):

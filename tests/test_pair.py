@@ -428,8 +428,8 @@ def test_the_verdict_tells_chance_from_a_difference(pair):
         return model.verdict(report, one.base.bootstrap(answers, data))
 
     noise = random.normal(scale=0.1, size=1000)
-    assert re.fullmatch(r"The RMSE of embeddings .* is .* the mean and 20.0% lower than that of gradient boosting; .* would hardly turn that round\.", said(0.8 * noise, noise))
-    assert re.match(r"The RMSE of embeddings .* and 10.0% higher than that of gradient boosting; .* hardly turn", said(1.1 * noise, noise))
+    assert re.fullmatch(r"The error \(RMSE\) of embeddings .* the mean and 20.0% below that of gradient boosting; .* would hardly turn that round\.", said(0.8 * noise, noise))
+    assert re.match(r"The error \(RMSE\) .* and 10.0% above that of gradient boosting; .* hardly turn", said(1.1 * noise, noise))
     other = random.normal(scale=0.1, size=1000)
     assert "might turn" in said(noise, 1.001 * other * noise.std() / other.std())
     spikes = np.where(np.arange(1000) < 5, 1.5, 0.0)  # few large errors: worse by RMSE, better by MAE
