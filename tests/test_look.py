@@ -195,7 +195,7 @@ def test_nothing_is_asked_of_the_network(page):
 def test_a_thousand_dots_stay_smooth(page):
     browser = page(BOTH)
     browser.find_element("css selector", "button[value=plane]").click()
-    assert "Shown are the most frequent 1,000 of 3,996. The vectors differ in more" in " ".join(text(browser, "p"))
+    assert "Shown are the most frequent 1,000 of 3,996. This map (t-SNE) keeps" in " ".join(text(browser, "p"))
     assert len(browser.find_elements("css selector", ".dots circle")) == 1000
     placed, labelled, *moved = browser.execute_async_script(MOVES)
     assert moved == [-300, 200]
