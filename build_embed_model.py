@@ -604,7 +604,7 @@ def predict(frame):
 
     Regression: float64 (rows,), in the target's units. Binary: the probability of the class that is
     last when sorted. Multiclass: (rows, classes), sorted. Other columns are ignored. Warns of a
-    column with far more unknown categories than the test rows had, or without any number. Raises
+    column with far more unknown or empty cells than before, or without any number. Raises
     base.InputError.
     """
     if not base.tf:
@@ -668,8 +668,8 @@ def embed(frame):
 def read_embedding(file, fingerprint):
     """Return weights, vocabulary, and of the categories what read_text needs; read once a run.
 
-    That is the categories, the category of each number or truth value, and whether one of them
-    looks missing to pandas, as "NA" does.
+    That is the categories, the category of each number or truth value, whether one of them looks
+    missing to pandas, as "NA" does, and the share of the training cells that is empty.
     """
     try:
         weights = np.load(f"{file}.npy", allow_pickle=False)
@@ -686,7 +686,9 @@ def read_embedding(file, fingerprint):
     by_value = pd.Series(known, index=values)[values.notna().to_numpy()]
     as_pandas_reads = pd.read_csv(f"{file}.csv", dtype=kinds)["category"][1:]
     look_missing = (as_pandas_reads.isna() & (vocabulary["category"][1:] != "")).any()
-    return weights, vocabulary, known, by_value, look_missing
+    counts = vocabulary["count"]
+    empty = counts[vocabulary["category"] == ""].sum() / counts.sum()
+    return weights, vocabulary, known, by_value, look_missing, empty
 
 
 @functools.lru_cache(maxsize=1)
@@ -725,11 +727,11 @@ def read_text(frame, column, run):
 
     Where pandas has read text as numbers or truth values, each becomes the category of the same
     value: 1 and 1.0 become "1", or "01" where that is the one there is; True, TRUE and 1 become
-    what the file has for true. Warns of more unknown cells than the test rows had. Raises
+    what the file has for true. Warns of far more unknown or empty cells than before. Raises
     base.InputError where what stood in the file is open.
     """
     cells = only_column(frame, column)
-    _, _, known, by_value, look_missing = load_embedding(column, run)
+    _, _, known, by_value, look_missing, empty = load_embedding(column, run)
     present = pd.notna(cells)
     remedy = f"read the file with dtype={{{column!r}: str}}, keep_default_na=False"
     if not present.all() and look_missing:
@@ -745,11 +747,13 @@ def read_text(frame, column, run):
                                   f"category is meant is open: {remedy}.")
         texts[filled] = numbers.map(by_value).fillna(pd.Series(texts[filled]).astype(str))
     ids = known.get_indexer(texts) + 1
-    usual, unknown = run["unknown"].get(column, 0), ids == 0
-    if unknown.sum() >= 3 and unknown.mean() > 2 * usual + 0.05:
-        warnings.warn(f"Column {column!r}: {unknown.mean():.0%} of the cells are unknown "
-                      f"categories, such as {texts[unknown][0][:40]!r}; of the test rows it was "
-                      f"{usual:.1%}.", stacklevel=3)
+    odd = {"unknown categories": (ids == 0, run["unknown"].get(column, 0)),
+           "empty": ((texts == "") & (ids > 0), empty)}
+    for kind, (cells, usual) in odd.items():
+        if cells.sum() >= 3 and cells.mean() > 2 * usual + 0.05:
+            warnings.warn(f"Column {column!r}: {cells.mean():.0%} of the cells are {kind}, such as "
+                          f"{texts[cells][0][:40]!r}; where the model was made, {usual:.1%} were.",
+                          stacklevel=3)
     return texts, ids
 
 

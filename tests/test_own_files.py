@@ -470,6 +470,17 @@ def test_a_number_that_is_missing_everywhere_is_warned_of(pair, recwarn):
         one.predict(one.table.assign(x=np.nan))
 
 
+def test_many_more_empty_cells_than_in_training_are_warned_of(pair, recwarn):
+    table = made_up(100)
+    table.loc[[3, 50], "c"] = ""  # a category of its own, of two per cent
+    one = pair(table)
+    one.run_base()
+    one.embed(table)
+    assert not [each for each in recwarn if "cells are" in str(each.message)]
+    with pytest.warns(UserWarning, match="Column 'c': 30% of the cells are empty, such as ''; where the model was made, 2"):
+        one.embed(table.assign(c=[""] * 30 + ["k1"] * 70))
+
+
 @pytest.mark.parametrize("values", [2, 3])
 def test_a_regression_on_two_values_is_said(pair, capsys, values):
     one = pair(made_up(60).assign(y=np.arange(60) % values))
