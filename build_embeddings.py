@@ -288,7 +288,7 @@ def adapt_recipe(recipe, errors):
     A noisy table would only be learned by heart: training ends after a steady epoch where that half
     lowered the least error by less than 0.2 %, or half way down the fall, judged by itself, where
     it raised it by more than 0.5 %. An exact table gains for long: where, in the last of up to 48
-    steady epochs, that half lowered it by more than 15 %, all epochs are doubled.
+    steady epochs, that half lowered it by more than 30 %, all epochs are doubled.
     """
     epoch, steady, falling = len(errors), recipe.steady_epochs, recipe.falling_epochs
     if epoch > steady and not 0 < steady < epoch == half_way(recipe):
@@ -298,7 +298,7 @@ def adapt_recipe(recipe, errors):
     gain = 1 - min(judged[-later:]) / min(judged[:-later], default=np.inf)
     if gain < (0.002 if epoch <= steady else -0.005):
         return recipe._replace(steady_epochs=epoch, falling_epochs=0)
-    if gain > 0.15 and epoch == steady <= 48:
+    if gain > 0.3 and epoch == steady <= 48:
         return recipe._replace(steady_epochs=2 * steady, falling_epochs=2 * falling)
     return recipe
 
