@@ -656,7 +656,8 @@ def embed(frame):
         vectors.append(pd.DataFrame(weights[ids], index=frame.index).add_prefix(f"{column}_"))
     vectors = pd.concat(vectors, axis=1)
     settings = base.Settings(*run["rows"]["settings"])
-    gone = {*columns, settings.target_column, settings.weight_column} - {*NUMERICAL_COLUMNS}
+    inputs = {*run.get("inputs", NUMERICAL_COLUMNS)}
+    gone = {*columns} | {settings.target_column, settings.weight_column} - inputs
     others = frame.drop(columns=[*gone], errors="ignore")
     for name in others.columns.intersection(vectors.columns):
         raise base.InputError(f"Column {name!r} of the frame bears the name of a part of a vector: "

@@ -291,12 +291,14 @@ def adapt_recipe(recipe, errors):
     steady epochs, that half lowered it by more than 30 %, all epochs are doubled.
     """
     epoch, steady, falling = len(errors), recipe.steady_epochs, recipe.falling_epochs
-    if epoch > steady and not 0 < steady < epoch == half_way(recipe):
+    if epoch <= steady:
+        judged, later, least = errors, max(4, epoch // 2), 0.002
+    elif steady and epoch == half_way(recipe):
+        judged, later, least = errors[steady:], (epoch - steady) // 2, -0.005
+    else:
         return recipe
-    judged = errors if epoch <= steady else errors[steady:]
-    later = max(4, len(judged) // 2) if epoch <= steady else len(judged) // 2
     gain = 1 - min(judged[-later:]) / min(judged[:-later], default=np.inf)
-    if gain < (0.002 if epoch <= steady else -0.005):
+    if gain < least:
         return recipe._replace(steady_epochs=epoch, falling_epochs=0)
     if gain > 0.3 and epoch == steady <= 48:
         return recipe._replace(steady_epochs=2 * steady, falling_epochs=2 * falling)
@@ -817,7 +819,7 @@ def encode_target(target, parts, weights, data_file, settings):
         return encode_classes(target, training, test, name, task)
     if log_target and target.min() <= -1:
         raise InputError(f"LOG_TARGET needs values above -1, but {name!r} has {target.min():g}.")
-    if len(np.unique(target)) == 2:
+    if target.min() < target.max() and np.isin(target, [target.min(), target.max()]).all():
         print(f"  {name} has two values: TASK = 'binary' if they are classes")
     if log_target and target.max() < 0.5:
         print(f"  LOG_TARGET does little: {name} has no value above 0.5, where log1p hardly bends; "
