@@ -253,7 +253,7 @@ def train(model, vocabularies, inputs, data, recipe, learning_rate):
 # The recipe
 
 Recipe = namedtuple("Recipe", "batch_size members widths weight_decay "
-                              "steady_epochs falling_epochs")
+                              "steady_epochs falling_epochs most_epochs")
 
 
 def choose_recipe(row_count, epochs, rows_to_see):
@@ -262,6 +262,7 @@ def choose_recipe(row_count, epochs, rows_to_see):
     Small tables overfit: they get many members of a small network, and some epochs at a steady
     learning rate before those in which it falls to zero. Falling epochs are fewer where the network
     would see more than rows_to_see rows, but three at least. If the user sets epochs, all fall.
+    most_epochs is how many adapt_recipe may make of them.
     """
     # up to so many rows: batch size, members, widths, weight decay, steady and falling epochs
     recipes = {
@@ -279,7 +280,8 @@ def choose_recipe(row_count, epochs, rows_to_see):
         recipes[limit] for limit in recipes if row_count <= limit)
     falling = min(falling, max(3, rows_to_see // row_count))
     steady, falling = (0, epochs) if epochs else (steady, falling)
-    return Recipe(BATCH_SIZE or batch_size, *network, steady, falling)
+    most = epochs or (288 if steady else 2 * falling)
+    return Recipe(BATCH_SIZE or batch_size, *network, steady, falling, most)
 
 
 def adapt_recipe(recipe, errors):
@@ -287,22 +289,28 @@ def adapt_recipe(recipe, errors):
 
     A noisy table would only be learned by heart: training ends after a steady epoch where that half
     lowered the least error by less than 0.2 %, or half way down the fall, judged by itself, where
-    it raised it by more than 0.5 %. An exact table gains for long: where, in the last of up to 48
-    steady epochs, that half lowered it by more than 30 %, all epochs are doubled.
+    it raised it by more than 0.5 %. An exact table gains for long: all epochs are doubled where, in
+    the last steady epoch, that half lowered it by more than 30 %; or, where none is steady, by more
+    than 2 % half way down.
     """
     epoch, steady, falling = len(errors), recipe.steady_epochs, recipe.falling_epochs
+    ends = doubles = False
     if epoch <= steady:
-        judged, later, least = errors, max(4, epoch // 2), 0.002
-    elif steady and epoch == half_way(recipe):
-        judged, later, least = errors[steady:], (epoch - steady) // 2, -0.005
-    else:
-        return recipe
-    gain = 1 - min(judged[-later:]) / min(judged[:-later], default=np.inf)
-    if gain < least:
+        gain = gain_of(errors, max(4, epoch // 2))
+        ends, doubles = gain < 0.002, gain > 0.3 and epoch == steady
+    elif 1 < epoch == half_way(recipe):
+        gain = gain_of(errors[steady:], (epoch - steady) // 2)
+        ends, doubles = steady and gain < -0.005, not steady and gain > 0.02
+    if ends:
         return recipe._replace(steady_epochs=epoch, falling_epochs=0)
-    if gain > 0.3 and epoch == steady <= 48:
+    if doubles and 2 * (steady + falling) <= recipe.most_epochs:
         return recipe._replace(steady_epochs=2 * steady, falling_epochs=2 * falling)
     return recipe
+
+
+def gain_of(errors, later):
+    """Return by what share the later ones of some errors lowered the least error."""
+    return 1 - min(errors[-later:]) / min(errors[:-later], default=np.inf)
 
 
 def half_way(recipe):
@@ -1293,9 +1301,9 @@ def describe_columns(matrices, vocabularies, means):
     """Return what look.html shows of each column: a dict of its 1,000 most frequent categories.
 
     x, y: a place for each on a map; share: how much of the vectors' variance two directions hold,
-    line: how much one does; near: the nearest five by distance, those of 20 rows or more first.
-    Distance, not the angle: on the flights, airports that are near by distance differ by 12 minutes
-    of air time, by angle 20, as the length of a vector says something as well.
+    line: how much one does; near: the nearest five, of few categories the nearer half, by distance,
+    those of 20 rows or more first. Distance, not the angle: on the flights, airports that are near
+    by distance differ by 12 minutes of air time, by angle 20, as a vector's length says much too.
     """
     columns = []
     for weights, (name, vocabulary), known in zip(matrices, vocabularies.items(), means):
@@ -1305,7 +1313,7 @@ def describe_columns(matrices, vocabularies, means):
             places[:, 0] *= -1  # to the right is higher
         distances = metrics.pairwise.euclidean_distances(vectors)
         last = np.where(np.eye(len(vectors)), 2, counts < 20)  # few rows, then itself
-        near = np.lexsort([distances, last])[:, : min(5, len(vectors) - 1)]
+        near = np.lexsort([distances, last])[:, : min(5, len(vectors) // 2)]
         columns.append({
             "name": name, "dimensions": weights.shape[1], "cardinality": len(vocabulary) - 1,
             "layout": layout, "share": float(share.sum()), "line": float(share[0]),

@@ -90,7 +90,7 @@ def test_training_has_a_limit(base, rows):
     recipe = base.choose_recipe(rows, None, 900_000)
     assert recipe.falling_epochs <= max(3, 900_000 / rows) and recipe.steady_epochs <= 24
     assert (recipe.steady_epochs == 0) == (rows > 100_000)
-    assert base.choose_recipe(rows, 7, 3_000_000)[-2:] == (0, 7)
+    assert base.choose_recipe(rows, 7, 3_000_000)[-3:] == (0, 7, 7)
     base.BATCH_SIZE = 48
     assert base.choose_recipe(rows, None, 3_000_000).batch_size == 48
 
@@ -149,7 +149,9 @@ EXACT = [1, 0.9, 0.7, 0.5, 0.45, 0.4, 0.3, 0.2, 0.2, 0.2, 0.2, 0.19, 0.19, 0.19,
     (STEADY, [0.9, 0.904, 0.92, 0.9], 12, 12),  # by 0.4 % more it may go on
     (STEADY, [0.9, 0.906, 0.92, 0.9], 10, 8),  # not by 0.7 %
     ([1, 0.95, 0.95, 0.95, 0.95, 0.95, 0.94, 0.93], [0.95, 0.94, 0.92, 0.9], 6, 2),  # nor did the last four of six epochs
-    ([], [1, 2, 3, 4], 4, 1),  # a large table, or EPOCHS is set
+    ([], [1, 2, 3, 4], 4, 1),  # a large table
+    ([], [1, 0.97, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4], 8, 8),  # twice as long, as the second of two epochs lowered it by 3 %
+    ([], [1, 0.99, 0.97, 0.96], 4, 4),  # not where it did by 1 %
     (EXACT, [0.19, 0.09, 0.08, 0.07, 0.06, 0.05, 0.04, 0.03], 24, 24),  # twice as long, as the later half of eight lowered it by 60 %
 ])
 def test_when_training_ends_and_which_epoch_is_kept(base, monkeypatch, steady, falling, ends, kept):
@@ -166,10 +168,20 @@ def test_when_training_ends_and_which_epoch_is_kept(base, monkeypatch, steady, f
     monkeypatch.setattr(base, "mean_error", lambda *_: errors[len(looked) - 1])
     data = rows_of(base, training=[0], validation=[4, 7], target_info={"mean": 0, "std": 1, "log": False})
     recipe = base.choose_recipe(100, None, 900)._replace(steady_epochs=min(8, len(steady)), falling_epochs=4)
+    recipe = recipe if steady else recipe._replace(most_epochs=8)
     model, history = base.train(model, {}, [], data, recipe, 0.005)
     assert history == {"errors": errors[:ends], "kept": kept, "least": errors[kept - 1]}
     assert model.get_weights()[0].item() == 2**kept
     assert epochs == [*range(1, ends + 1)] and looked == [[4, 7]] * ends
+
+
+def test_epochs_that_the_user_set_stay(base):
+    recipe = base.choose_recipe(200_000, 4, 3_000_000)
+    assert base.adapt_recipe(recipe, [1, 0.5]) == recipe
+    recipe = base.choose_recipe(200_000, None, 3_000_000)
+    assert base.adapt_recipe(recipe, [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4]).falling_epochs == 30 > recipe.falling_epochs
+    recipe = base.choose_recipe(2_000_000, None, 3_000_000)
+    assert base.adapt_recipe(recipe, [1]) == recipe, "one epoch says nothing"
 
 
 def test_an_epoch_has_the_rates_that_fall_and_an_average_while_they_are_steady(base, monkeypatch):
