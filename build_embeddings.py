@@ -1388,7 +1388,8 @@ def progress(target_info):
             (name, now), (_, kept) = in_units(errors[-1], target_info), in_units(least, target_info)
             left = (seconds - first) / max(1, epoch - 1) * (most - epoch)
             left = f", about {left:.0f} s left" if epoch > 1 else ""
-            print(f"  epoch {epoch:<3} validation {name} {written(now)} (kept {written(kept)})  "
+            place = f"epoch {epoch} of {most}"
+            print(f"  {place:<15}  validation {name} {written(now)} (kept {written(kept)})  "
                   f"{seconds:.1f} s{left}", flush=True)
 
     return show
