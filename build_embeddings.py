@@ -96,7 +96,7 @@ def main():
     print_test(figures)
     matrices = [model.get_layer(f"embedding_{i}").get_weights()[0] for i in range(ids.shape[1])]
     look = first_look(matrices, vocabularies, ids, data, history, predictions)
-    print_nearest(look["columns"])
+    print_nearest(look)
     run = {"rows": data.fingerprints, "target": data.target_info, "unknown": unknown.to_dict(),
            "validation_error": history["least"], "test": {ALONE: figures}}
     save_embeddings(folder, matrices, vocabularies, run, look)
@@ -1389,7 +1389,8 @@ def progress(target_info):
             left = (seconds - first) / max(1, epoch - 1) * (most - epoch)
             left = f", about {left:.0f} s left" if epoch > 1 else ""
             place = f"epoch {epoch} of {most}"
-            print(f"  {place:<15}  validation {name} {written(now)} (kept {written(kept)})  "
+            early = ", none early in the fall" if errors[-1] < least else ""  # see is_lucky
+            print(f"  {place:<15}  validation {name} {written(now)} (kept {written(kept)}{early})  "
                   f"{seconds:.1f} s{left}", flush=True)
 
     return show
@@ -1418,25 +1419,25 @@ def print_sizes(vocabularies, unknown):
 def print_test(figures):
     """Print the figures of the test rows."""
     told = [f"{name} {written(figure)}" for name, figure in figures.items()]
-    print("Test", ", ".join(told), TARGET_COLUMN)
+    print(f"Test figures of {TARGET_COLUMN}: {', '.join(told)}")
 
 
-def print_nearest(columns):
+def print_nearest(look):
     """Print what is nearest to the three most frequent categories of each column.
 
     Where vectors lie along one line, their order is all there is to say.
     """
-    shown = f"rows and mean {TARGET_COLUMN}" if columns[0]["means"] else "rows"
+    shown = f"rows and {look['colour']}" if look["colour"] else "rows"
     print(f"Nearest categories (with their {shown}; '?': fewer than 20 rows)")
-    width = max(len(column["name"]) for column in columns)
-    for column in columns:
+    width = max(len(column["name"]) for column in look["columns"])
+    for column in look["columns"]:
         texts = list(map(label, column["categories"], column["counts"],
                          column["means"] or itertools.repeat(None)))
         if len(texts) <= 10:
             continue
         if column["line"] > 0.9:
             order = [texts[i] for i in np.argsort(column["x"][:20])]
-            way = ", low to high" if column["means"] else ""
+            way = ", by and large from low to high" if column["means"] else ""
             lines = [f"along one line{way}: {', '.join([*order[:3], '...', *order[-3:]])}"]
         else:
             lines = [f"{texts[i]} ({column['counts'][i]:,} rows): "

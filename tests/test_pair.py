@@ -61,7 +61,7 @@ def test_saved_vectors_are_the_layers_and_numpy_gives_the_same_answers(pair, fit
     train = one.base.split_rows(len(one.table)) == one.base.TRAINING
     y = one.table["y"].to_numpy()
     errors = y[test] - (answers.mean(axis=1) * y[train].std() + y[train].mean())
-    printed = float(re.search(r"Test RMSE ([\d.]+)", capsys.readouterr().out)[1])
+    printed = float(re.search(r"Test figures of y: RMSE ([\d.]+)", capsys.readouterr().out)[1])
     assert printed == pytest.approx(np.sqrt(np.mean(errors**2)), rel=2e-3)
 
 
@@ -354,10 +354,10 @@ def test_the_nearest_categories_are_named_first_if_they_have_enough_rows(pair, c
     for i, near in enumerate(column["near"]):
         enough = [k for k in np.argsort(distances[i], kind="stable") if counts[k] >= 20 and k != i]
         np.testing.assert_allclose(distances[i][near], distances[i][enough[:5]], rtol=1e-5)
-    base.print_nearest([column])
+    base.print_nearest({"colour": "mean y", "columns": [column]})
     lines = capsys.readouterr().out.splitlines()[1:]
     assert re.match(r"  column  a 0 \(90 rows\): c 200\.0, d 300\.0, j 900\.0", lines[0]) and "b?" not in lines[0]
-    base.print_nearest([columns_of(base, vectors, [90, 80, *[5] * 9], means)])
+    base.print_nearest({"colour": "mean y", "columns": [columns_of(base, vectors, [90, 80, *[5] * 9], means)]})
     assert "a 0 (90 rows): b 100.0, c? 200.0" in capsys.readouterr().out
 
 
@@ -367,7 +367,7 @@ def test_vectors_along_one_line_are_printed_in_their_order(pair, capsys):
     vectors = place[:, None] * [-1.0, 2.0, 1.0] + random.normal(scale=0.5, size=(14, 3))
     column = columns_of(base, vectors, [50] * 14, means=place)
     assert column["line"] > 0.9 and np.corrcoef(column["x"], place)[0, 1] > 0.99
-    base.print_nearest([column])
+    base.print_nearest({"colour": "mean y", "columns": [column]})
     order = [chr(97 + i) for i in np.argsort(place)]
     said = capsys.readouterr().out
     assert re.findall(r"\b([a-n])\b [\d.]+", said.split("low to high: ")[1]) == [*order[:3], *order[-3:]]
