@@ -76,7 +76,7 @@ def main():
         if not base.PROCESS:  # a small network's steps leave part of the processors idle
             boosting = beside.apply_async(boost, (ids, numbers, data))
         recipe = base.choose_recipe(len(data.training), EPOCHS, rows_to_see=3_000_000)
-        model = build_model(matrices, frames, pairs, data, recipe, run["validation_error"])
+        model = build_model(matrices, frames, pairs, tables, data, recipe, run["validation_error"])
         model, history = base.train(model, vocabularies, inputs, data, recipe, LEARNING_RATE)
         if base.PROCESS > 0:
             return  # of several processes the first one reports and saves
@@ -116,11 +116,12 @@ def load_embedding(column, run):
 # The network
 
 
-def build_model(matrices, frames, pairs, data, recipe, validation_error):
+def build_model(matrices, frames, pairs, tables, data, recipe, validation_error):
     """Return the network: ids and, if any, numbers and target means -> features -> dense layers.
 
     matrices: the saved weights of each categorical column; frames: what the network sees of all
-    rows; validation_error: that of the vectors alone, in a regression the mean square.
+    rows; tables: see target_means; validation_error: that of the vectors alone, in a regression the
+    mean square.
     """
     ids, numbers, means = frames
     inputs = [keras.Input((ids.shape[1],), dtype="int32")]
@@ -137,7 +138,7 @@ def build_model(matrices, frames, pairs, data, recipe, validation_error):
     before_means = sum(feature.shape[1] for feature in features)
     if means.shape[1]:
         inputs.append(keras.Input((means.shape[1],)))
-        features.append(inputs[-1])
+        features.append(inputs[-1] * known_groups(inputs[0], tables))
     effects = 0.0
     if pairs:
         # three times the RMSE, of a target of standard deviation 1, was best of several
@@ -220,6 +221,17 @@ def pair_effects(ids, places, sizes, data, unit):
     start = np.zeros((count, data.outputs))
     effects = base.embedding(start, data, "embedding_pairs")(ops.mod(codes, count))
     return ops.sum(effects, axis=1, keepdims=True) * (unit / len(places) ** 0.5)
+
+
+def known_groups(ids, tables):
+    """Return 1 for each target mean whose categories are known, else 0: (rows, means).
+
+    So a cell that is hidden while training has no mean either, as an unknown category has none.
+    """
+    groups = [group for group, table in tables.items() for _ in range(table.shape[1])]
+    known = ops.cast(ids > 0, "float32")
+    first, last = [[group[end] for group in groups] for end in (0, -1)]
+    return ops.take(known, first, axis=1) * ops.take(known, last, axis=1)
 
 
 # --------------------------------------------------------------------------------------------------

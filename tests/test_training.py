@@ -416,3 +416,20 @@ def test_target_means_against_pandas(pair, task, outputs):
             each = [unit(np.vstack([rows, [of_all] * 10]).mean(axis=0)) - unit(of_all) for rows in others]
             found = means.iloc[row, group * outputs : (group + 1) * outputs]
             np.testing.assert_allclose(found, np.mean(each, axis=0), rtol=1e-4, atol=1e-6)
+
+
+def test_a_hidden_cell_hides_its_mean_targets(pair):
+    one, tables = pair(made_up()), {(0,): np.zeros((9, 2)), (0, 1): np.zeros((9, 2))}
+    known = one.model.known_groups(np.array([[3, 5], [0, 5], [3, 0], [0, 0]]), tables)
+    assert np.array(known).tolist() == [[1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
+
+
+def test_numbers_speak_for_an_unknown_category(pair, graphs):
+    """y is the category's effect, and x hints at it: of a category that training never saw, x is all there is to go by."""
+    random = np.random.default_rng(0)
+    code, effects = random.integers(0, 60, 3000), 3 * random.normal(size=80)
+    table = pd.DataFrame({"c": [f"k{i}" for i in code], "d": "same", "x": effects[code] + 0.3 * random.normal(size=3000), "y": effects[code]})
+    one = pair(table, {"EPOCHS": 3}, {"EPOCHS": 12}).run()
+    new = random.integers(60, 80, 500)
+    answers = one.predict(pd.DataFrame({"c": [f"k{i}" for i in new], "d": "same", "x": effects[new]}))
+    assert np.sqrt(np.mean((answers - effects[new]) ** 2)) < 0.5 * effects[new].std()
