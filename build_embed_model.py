@@ -67,8 +67,8 @@ def main():
     numbers = data.table  # the columns that are left
     sizes = [len(weights) for weights in matrices]
     pairs = pairs_that_repeat(ids, data)
-    means, tables = target_means(ids, pairs, sizes, data)
-    frames = ids, numbers, means
+    shown, means, tables = target_means(ids, pairs, sizes, data)  # shown: ids, but some forgotten
+    frames = shown, numbers, means
     inputs = [frame for frame in frames if frame.shape[1]]
 
     title = f"Training on {len(matrices)} embeddings + {len(NUMERICAL_COLUMNS)} numerical columns"
@@ -76,7 +76,7 @@ def main():
         if not base.PROCESS:  # a small network's steps leave part of the processors idle
             boosting = beside.apply_async(boost, (ids, numbers, data))
         recipe = base.choose_recipe(len(data.training), EPOCHS, rows_to_see=3_000_000)
-        model = build_model(matrices, frames, pairs, tables, data, recipe, run["validation_error"])
+        model = build_model(matrices, frames, pairs, data, recipe, run["validation_error"])
         model, history = base.train(model, vocabularies, inputs, data, recipe, LEARNING_RATE)
         if base.PROCESS > 0:
             return  # of several processes the first one reports and saves
@@ -116,12 +116,11 @@ def load_embedding(column, run):
 # The network
 
 
-def build_model(matrices, frames, pairs, tables, data, recipe, validation_error):
+def build_model(matrices, frames, pairs, data, recipe, validation_error):
     """Return the network: ids and, if any, numbers and target means -> features -> dense layers.
 
     matrices: the saved weights of each categorical column; frames: what the network sees of all
-    rows; tables: see target_means; validation_error: that of the vectors alone, in a regression the
-    mean square.
+    rows; validation_error: that of the vectors alone, in a regression the mean square.
     """
     ids, numbers, means = frames
     inputs = [keras.Input((ids.shape[1],), dtype="int32")]
@@ -138,7 +137,7 @@ def build_model(matrices, frames, pairs, tables, data, recipe, validation_error)
     before_means = sum(feature.shape[1] for feature in features)
     if means.shape[1]:
         inputs.append(keras.Input((means.shape[1],)))
-        features.append(inputs[-1] * known_groups(inputs[0], tables))
+        features.append(inputs[-1])
     effects = 0.0
     if pairs:
         # three times the RMSE, of a target of standard deviation 1, was best of several
@@ -223,17 +222,6 @@ def pair_effects(ids, places, sizes, data, unit):
     return ops.sum(effects, axis=1, keepdims=True) * (unit / len(places) ** 0.5)
 
 
-def known_groups(ids, tables):
-    """Return 1 for each target mean whose categories are known, else 0: (rows, means).
-
-    So a cell that is hidden while training has no mean either, as an unknown category has none.
-    """
-    groups = [group for group, table in tables.items() for _ in range(table.shape[1])]
-    known = ops.cast(ids > 0, "float32")
-    first, last = [[group[end] for group in groups] for end in (0, -1)]
-    return ops.take(known, first, axis=1) * ops.take(known, last, axis=1)
-
-
 # --------------------------------------------------------------------------------------------------
 # What stands below fits scales and mean targets, checks, reports, saves, and uses what was saved.
 # --------------------------------------------------------------------------------------------------
@@ -270,18 +258,20 @@ SMOOTHING = 10  # the mean of so many rows counts as much as that of all rows
 
 
 def target_means(ids, pairs, sizes, data):
-    """Return the mean targets of each row's categories and pairs, and a table of them for each.
+    """Return the ids, the mean targets of each row's categories and pairs, and tables of these.
 
     tables: {places of one column or two: the means by group_codes}, of columns of more than 20
     categories and of pairs. Training rows are in five folds, and a row's means come from the other
     four, so that none sees its own target. All other rows get the mean of the five versions. There
     are none above 100,000 training rows, where vectors learn this better, nor of more than 20
-    classes, whose means would fill the memory.
+    classes, whose means would fill the memory. Of the ids that are returned, some in training rows
+    are 0, so that the network learns to do without the mean of a category that is unknown.
     """
     groups = [(place,) for place, size in enumerate(sizes) if size > 21]
     groups += [(a, b) for a, b in pairs if max(sizes[a], sizes[b]) <= WIDTH]
     if len(data.training) > 100_000 or data.outputs > 20 or not groups:
-        return pd.DataFrame(index=ids.index), {}
+        return ids, pd.DataFrame(index=ids.index), {}
+    ids = forget_some(ids, data.training)
     targets = data.target[data.training]
     targets = np.eye(data.outputs)[targets] if data.outputs > 1 else targets[:, None]
     weights = data.weights[data.training][:, None]
@@ -293,7 +283,15 @@ def target_means(ids, pairs, sizes, data):
         fitted.append(means)
     means = look_up_means(ids, tables)
     means.iloc[data.training] = np.hstack(fitted).astype("float32")
-    return means, tables
+    return ids, means, tables
+
+
+def forget_some(ids, training):
+    """Return the ids with 0.5 % of each column's training cells as row 0, the unknown category."""
+    random, forgotten = base.generator(base.SEED, "forget"), ids.to_numpy(copy=True)
+    for column in range(ids.shape[1]):
+        forgotten[random.choice(training, len(training) // 200, replace=False), column] = 0
+    return pd.DataFrame(forgotten, columns=ids.columns)
 
 
 def group_codes(ids, groups):

@@ -371,7 +371,8 @@ def means_of(one, table, target, outputs=1):
     """Return target_means of the columns of a frame of ids, with the rows 0 to 99 as the training rows."""
     data = rows_of(one.base, target=np.array(target), outputs=outputs, training=np.arange(100))
     sizes = [int(table[column].max()) + 1 for column in table]
-    return one.model.target_means(table, [(0, 1)], sizes, data)
+    _, *means = one.model.target_means(table, [(0, 1)], sizes, data)
+    return means
 
 
 def ids_of_many_categories(rows=150):
@@ -418,10 +419,21 @@ def test_target_means_against_pandas(pair, task, outputs):
             np.testing.assert_allclose(found, np.mean(each, axis=0), rtol=1e-4, atol=1e-6)
 
 
-def test_a_hidden_cell_hides_its_mean_targets(pair):
-    one, tables = pair(made_up()), {(0,): np.zeros((9, 2)), (0, 1): np.zeros((9, 2))}
-    known = one.model.known_groups(np.array([[3, 5], [0, 5], [3, 0], [0, 0]]), tables)
-    assert np.array(known).tolist() == [[1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
+def test_a_few_cells_are_forgotten_and_their_means_with_them(pair):
+    """Of 1,000 training rows 5 in each column, and no other row; their means are those of the unknown category, by the other folds."""
+    one, random = pair(made_up()), np.random.default_rng(0)
+    ids = pd.DataFrame({"c": random.integers(1, 30, 1500), "d": random.integers(1, 4, 1500)})
+    data = rows_of(one.base, target=random.normal(size=1500), outputs=1, training=np.arange(1000))
+    shown, means, tables = one.model.target_means(ids, [], [30, 4], data)
+    gone = (shown == 0).to_numpy()
+    assert gone[:1000].sum(axis=0).tolist() == [5, 5] and not gone[1000:].any()
+    assert shown.to_numpy()[~gone].tolist() == ids.to_numpy()[~gone].tolist() and (ids > 0).all(axis=None)
+    assert [*tables] == [(0,)] and 0 in tables[(0,)].index
+    of_all, rows = data.target[:1000].mean(), np.flatnonzero(gone[:, 0])
+    fold = one.base.generator(one.base.SEED, "folds").permutation(1000) % 5
+    for row in rows:
+        others = data.target[rows[fold[rows] != fold[row]]]
+        assert means.iloc[row, 0] == pytest.approx(np.mean([*others, *[of_all] * 10]) - of_all, abs=1e-5)
 
 
 def test_numbers_speak_for_an_unknown_category(pair, graphs):
