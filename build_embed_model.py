@@ -265,13 +265,14 @@ def target_means(ids, pairs, sizes, data):
     four, so that none sees its own target. All other rows get the mean of the five versions. There
     are none above 100,000 training rows, where vectors learn this better, nor of more than 20
     classes, whose means would fill the memory. Of the ids that are returned, some in training rows
-    are 0, so that the network learns to do without the mean of a category that is unknown.
+    are 0, so that the network learns what numbers say where a category, and its mean, is unknown.
     """
     groups = [(place,) for place, size in enumerate(sizes) if size > 21]
     groups += [(a, b) for a, b in pairs if max(sizes[a], sizes[b]) <= WIDTH]
     if len(data.training) > 100_000 or data.outputs > 20 or not groups:
         return ids, pd.DataFrame(index=ids.index), {}
-    ids = forget_some(ids, data.training)
+    if NUMERICAL_COLUMNS:
+        ids = forget_some(ids, data.training)
     targets = data.target[data.training]
     targets = np.eye(data.outputs)[targets] if data.outputs > 1 else targets[:, None]
     weights = data.weights[data.training][:, None]
