@@ -67,8 +67,8 @@ def main():
     numbers = data.table  # the columns that are left
     sizes = [len(weights) for weights in matrices]
     pairs = pairs_that_repeat(ids, data)
-    shown, means, tables = target_means(ids, pairs, sizes, data)  # shown: ids, but some forgotten
-    frames = shown, numbers, means
+    means, tables = target_means(ids, pairs, sizes, data)
+    frames = ids, numbers, means
     inputs = [frame for frame in frames if frame.shape[1]]
 
     title = f"Training on {len(matrices)} embeddings + {len(NUMERICAL_COLUMNS)} numerical columns"
@@ -76,7 +76,7 @@ def main():
         if not base.PROCESS:  # a small network's steps leave part of the processors idle
             boosting = beside.apply_async(boost, (ids, numbers, data))
         recipe = base.choose_recipe(len(data.training), EPOCHS, rows_to_see=3_000_000)
-        model = build_model(matrices, frames, pairs, data, recipe, run["validation_error"])
+        model = build_model(matrices, frames, pairs, tables, data, recipe, run["validation_error"])
         model, history = base.train(model, vocabularies, inputs, data, recipe, LEARNING_RATE)
         if base.PROCESS > 0:
             return  # of several processes the first one reports and saves
@@ -116,7 +116,7 @@ def load_embedding(column, run):
 # The network
 
 
-def build_model(matrices, frames, pairs, data, recipe, validation_error):
+def build_model(matrices, frames, pairs, tables, data, recipe, validation_error):
     """Return the network: ids and, if any, numbers and target means -> features -> dense layers.
 
     matrices: the saved weights of each categorical column; frames: what the network sees of all
@@ -124,10 +124,11 @@ def build_model(matrices, frames, pairs, data, recipe, validation_error):
     """
     ids, numbers, means = frames
     inputs = [keras.Input((ids.shape[1],), dtype="int32")]
+    rows = ops.maximum(inputs[0], 0)  # a forgotten cell, -1, is of row 0, see hide_some
     features = []
     for i, weights in enumerate(matrices):
         layer = base.embedding(weights, data, f"embedding_{i}", TRAIN_EMBEDDINGS)
-        vectors = layer(inputs[0][:, i])
+        vectors = layer(rows[:, i])
         if weights.shape[1] > 8:  # fewer numbers, to learn fewer rows of a rare category by heart
             vectors = layers.Dense(8, use_bias=False)(vectors)
         features.append(vectors)
@@ -137,12 +138,12 @@ def build_model(matrices, frames, pairs, data, recipe, validation_error):
     before_means = sum(feature.shape[1] for feature in features)
     if means.shape[1]:
         inputs.append(keras.Input((means.shape[1],)))
-        features.append(inputs[-1])
+        features.append(inputs[-1] * is_known(inputs[0], tables))
     effects = 0.0
     if pairs:
         # three times the RMSE, of a target of standard deviation 1, was best of several
         unit = 3 * min(1, validation_error**0.5) if base.TASK == "regression" else 1.0
-        effects = pair_effects(inputs[0], pairs, [len(m) for m in matrices], data, unit)
+        effects = pair_effects(rows, pairs, [len(m) for m in matrices], data, unit)
     features = layers.concatenate(features)
     seen = np.ones((recipe.members, features.shape[1]), "float32")
     if numbers.shape[1]:  # else the means are most of what there is to see
@@ -258,21 +259,18 @@ SMOOTHING = 10  # the mean of so many rows counts as much as that of all rows
 
 
 def target_means(ids, pairs, sizes, data):
-    """Return the ids, the mean targets of each row's categories and pairs, and tables of these.
+    """Return the mean targets of each row's categories and pairs, and tables of these.
 
     tables: {places of one column or two: the means by group_codes}, of columns of more than 20
     categories and of pairs. Training rows are in five folds, and a row's means come from the other
     four, so that none sees its own target. All other rows get the mean of the five versions. There
     are none above 100,000 training rows, where vectors learn this better, nor of more than 20
-    classes, whose means would fill the memory. Of the ids that are returned, some in training rows
-    are 0, so that the network learns what numbers say where a category, and its mean, is unknown.
+    classes, whose means would fill the memory.
     """
     groups = [(place,) for place, size in enumerate(sizes) if size > 21]
     groups += [(a, b) for a, b in pairs if max(sizes[a], sizes[b]) <= WIDTH]
     if len(data.training) > 100_000 or data.outputs > 20 or not groups:
-        return ids, pd.DataFrame(index=ids.index), {}
-    if NUMERICAL_COLUMNS:
-        ids = forget_some(ids, data.training)
+        return pd.DataFrame(index=ids.index), {}
     targets = data.target[data.training]
     targets = np.eye(data.outputs)[targets] if data.outputs > 1 else targets[:, None]
     weights = data.weights[data.training][:, None]
@@ -284,15 +282,7 @@ def target_means(ids, pairs, sizes, data):
         fitted.append(means)
     means = look_up_means(ids, tables)
     means.iloc[data.training] = np.hstack(fitted).astype("float32")
-    return ids, means, tables
-
-
-def forget_some(ids, training):
-    """Return the ids with 0.5 % of each column's training cells as row 0, the unknown category."""
-    random, forgotten = base.generator(base.SEED, "forget"), ids.to_numpy(copy=True)
-    for column in range(ids.shape[1]):
-        forgotten[random.choice(training, len(training) // 200, replace=False), column] = 0
-    return pd.DataFrame(forgotten, columns=ids.columns)
+    return means, tables
 
 
 def group_codes(ids, groups):
@@ -334,6 +324,14 @@ def look_up_means(ids, tables):
     codes = group_codes(ids.to_numpy("int64"), tables)
     means = [table.reindex(code, fill_value=0) for code, table in zip(codes, tables.values())]
     return pd.DataFrame(np.hstack(means))
+
+
+def is_known(ids, tables):
+    """Return, (rows, means), 1 for each mean target, 0 where a cell of its group is forgotten."""
+    known, ends = ops.cast(ids >= 0, "float32"), [(group[0], group[-1]) for group in tables]
+    first, last = np.transpose(ends)
+    known = ops.take(known, first, axis=1) * ops.take(known, last, axis=1)
+    return ops.repeat(known, next(iter(tables.values())).shape[1], axis=1)
 
 
 def means_layer(ids, tables):

@@ -134,7 +134,7 @@ def to_ids(table, vocabularies):
 
 # The network
 
-PRIOR = 40  # the strength of the L2 penalty on vectors; higher: closer to zero
+PRIOR = 60  # the strength of the L2 penalty on vectors; higher: closer to zero
 ACTIVATIONS = {"regression": "linear", "binary": "sigmoid", "multiclass": "softmax"}
 
 
@@ -142,9 +142,9 @@ def embedding(start, data, name, trainable=True):
     """Return an embedding layer that starts from a matrix of vectors.
 
     The penalty, a Gaussian prior, keeps rare categories from overfitting. Its strength is PRIOR
-    times the vectors' dimension over the number of training rows. A large matrix has none.
+    over the number of training rows, as that of a loss summed over them. A large matrix has none.
     """
-    penalty = keras.regularizers.L2(PRIOR * start.shape[1] / len(data.training))
+    penalty = keras.regularizers.L2(PRIOR / len(data.training))
     if is_large(start):
         penalty = None  # it would change all rows in every step; see by_size
     return layers.Embedding(*start.shape, weights=[start], embeddings_regularizer=penalty,
@@ -159,11 +159,12 @@ def embedding_dim(cardinality):
 def build_model(vocabularies, data, recipe):
     """Return the network: ids (rows, columns) -> vectors -> dense layers -> the target."""
     ids = keras.Input((len(vocabularies),), dtype="int32")
+    rows = ops.maximum(ids, 0)  # a forgotten cell, -1, is of row 0, see hide_some
     random, vectors = generator(SEED, "vectors"), []
     for i, vocabulary in enumerate(vocabularies.values()):
         shape = len(vocabulary), embedding_dim(len(vocabulary) - 1)
         start = random.uniform(-0.05, 0.05, shape)
-        vectors.append(embedding(start, data, f"embedding_{i}")(ids[:, i]))
+        vectors.append(embedding(start, data, f"embedding_{i}")(rows[:, i]))
     return keras.Model([ids], ensemble(layers.concatenate(vectors), data, recipe))
 
 
@@ -957,7 +958,7 @@ def fit_epoch(model, vocabularies, inputs, data, recipe, random, learning_rate, 
     """Let the model learn from every training row once, in random order.
 
     Rows are gathered in as many pieces as there are rates, which saves memory on large tables.
-    Some cells are shown as row 0, anew in each epoch, see hide_some.
+    Some cells are shown as row 0, others in each epoch, see hide_some.
     """
     rates = learning_rate * rate_factors(epoch, recipe, len(data.training))
     order = full_batches(random.permutation(data.training), recipe.batch_size)
@@ -971,16 +972,23 @@ def fit_epoch(model, vocabularies, inputs, data, recipe, random, learning_rate, 
             print(f"  {number + 1} of {len(rates)} pieces of the epoch", flush=True)
 
 
+FORGOTTEN = 0.01  # of all cells, the share; more: better for unknown categories, worse for others
+
+
 def hide_some(ids, vocabularies, random):
     """Replace some categories by row 0, which so learns what to predict of an unknown category.
 
     The rarer a category the more often, so that it is not learned by heart: one of a single row in
-    half of the epochs. ids: (steps, batch, columns), changed in place.
+    half of the epochs. One cell in a hundred is forgotten altogether: it becomes -1, which is row 0
+    too, but has no mean target in build_embed_model.py, as an unknown category has none.
+    ids: (steps, batch, columns), changed in place.
     """
     for column, vocabulary in enumerate(vocabularies.values()):
-        share = 0.002 + 1 / (1 + vocabulary["count"].to_numpy("float32"))
+        share = FORGOTTEN + 1 / (1 + vocabulary["count"].to_numpy("float32"))
         cells = ids[..., column]
-        cells[random.random(cells.shape, "float32") < share[cells]] = 0
+        chance = random.random(cells.shape, "float32")
+        cells[chance < share[cells]] = 0
+        cells[chance < FORGOTTEN] = -1
 
 
 def in_batches(function, rows, limit=8192):
