@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import functools
+import gc
 import itertools
 import os
 import re
@@ -20,6 +21,7 @@ import pytest
 import sklearn.ensemble
 import tensorflow as tf
 
+gc.freeze()  # TensorFlow's own objects are never garbage: to look through them again and again takes minutes of the suite
 ROOT = Path(__file__).resolve().parents[1]
 BASE_SETTINGS = {"DATA_FILE": "table.csv", "TARGET_COLUMN": "y", "CATEGORICAL_COLUMNS": ["c", "d"], "EPOCHS": 1}
 MODEL_SETTINGS = {"NUMERICAL_COLUMNS": ["x"], "EPOCHS": 1}
@@ -99,7 +101,8 @@ class Pair:
 
     def run_script(self, script):
         """Call what the guard of a script calls."""
-        keras.backend.clear_session()  # layers get the same automatic names in every run, as in a process of their own
+        # Layers get the same automatic names in every run, as in a process of their own; to collect garbage takes a second
+        keras.backend.clear_session(free_memory=False)
         self.call(self.base.run_script, script.main)
 
     def run(self):
