@@ -115,6 +115,9 @@ def load_embedding(column, run):
 
 # The network
 
+PRIOR = 60  # of a vector, whatever its length: weaker than build_embeddings.py's, or the effects of
+# categories with few rows stay at zero where numbers say more
+
 
 def build_model(matrices, frames, pairs, tables, data, recipe, validation_error):
     """Return the network: ids and, if any, numbers and target means -> features -> dense layers.
@@ -127,7 +130,7 @@ def build_model(matrices, frames, pairs, tables, data, recipe, validation_error)
     rows = ops.maximum(inputs[0], 0)  # a forgotten cell, -1, is of row 0, see hide_some
     features = []
     for i, weights in enumerate(matrices):
-        layer = base.embedding(weights, data, f"embedding_{i}", TRAIN_EMBEDDINGS)
+        layer = base.embedding(weights, PRIOR, data, f"embedding_{i}", TRAIN_EMBEDDINGS)
         vectors = layer(rows[:, i])
         if weights.shape[1] > 8:  # fewer numbers, to learn fewer rows of a rare category by heart
             vectors = layers.Dense(8, use_bias=False)(vectors)
@@ -219,7 +222,7 @@ def pair_effects(ids, places, sizes, data, unit):
     factors = np.minimum(sizes[second], 104_729).astype("int32")  # a prime; a wrap does no harm
     codes = ops.take(ids, first, axis=1) * factors + ops.take(ids, second, axis=1) + offsets
     start = np.zeros((count, data.outputs))
-    effects = base.embedding(start, data, "embedding_pairs")(ops.mod(codes, count))
+    effects = base.embedding(start, PRIOR, data, "embedding_pairs")(ops.mod(codes, count))
     return ops.sum(effects, axis=1, keepdims=True) * (unit / len(places) ** 0.5)
 
 

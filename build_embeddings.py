@@ -134,17 +134,17 @@ def to_ids(table, vocabularies):
 
 # The network
 
-PRIOR = 60  # the strength of the L2 penalty on vectors; higher: closer to zero
+PRIOR = 40  # the strength of the L2 penalty on vectors; higher: closer to zero
 ACTIVATIONS = {"regression": "linear", "binary": "sigmoid", "multiclass": "softmax"}
 
 
-def embedding(start, data, name, trainable=True):
+def embedding(start, prior, data, name, trainable=True):
     """Return an embedding layer that starts from a matrix of vectors.
 
-    The penalty, a Gaussian prior, keeps rare categories from overfitting. Its strength is PRIOR
-    over the number of training rows, as that of a loss summed over them. A large matrix has none.
+    The penalty, a Gaussian prior, keeps rare categories from overfitting. Its strength is prior
+    over the number of training rows, as for a loss that is summed. A large matrix has none.
     """
-    penalty = keras.regularizers.L2(PRIOR / len(data.training))
+    penalty = keras.regularizers.L2(prior / len(data.training))
     if is_large(start):
         penalty = None  # it would change all rows in every step; see by_size
     return layers.Embedding(*start.shape, weights=[start], embeddings_regularizer=penalty,
@@ -164,7 +164,8 @@ def build_model(vocabularies, data, recipe):
     for i, vocabulary in enumerate(vocabularies.values()):
         shape = len(vocabulary), embedding_dim(len(vocabulary) - 1)
         start = random.uniform(-0.05, 0.05, shape)
-        vectors.append(embedding(start, data, f"embedding_{i}")(rows[:, i]))
+        prior = PRIOR * shape[1]  # else near vectors are less often alike: nearest.py
+        vectors.append(embedding(start, prior, data, f"embedding_{i}")(rows[:, i]))
     return keras.Model([ids], ensemble(layers.concatenate(vectors), data, recipe))
 
 

@@ -202,7 +202,7 @@ def test_an_epoch_has_the_rates_that_fall_and_an_average_while_they_are_steady(b
 def two_matrices(base):
     """Return a model of two embedding layers, a matrix just below the size that counts as large and one just of it."""
     inputs, rows = keras.Input((2,), dtype="int32"), rows_of(base, training=range(100))
-    small, large = (base.embedding(np.ones((size, 50), "float32"), rows, f"embedding_{size}") for size in (9_999, 10_000))
+    small, large = (base.embedding(np.ones((size, 50), "float32"), 2_000, rows, f"embedding_{size}") for size in (9_999, 10_000))
     return keras.Model(inputs, keras.ops.sum(small(inputs[:, 0]) + large(inputs[:, 1]), axis=1, keepdims=True)), small, large
 
 
@@ -292,11 +292,11 @@ def test_the_prior_keeps_vectors_of_few_rows_close_to_zero(pair, graphs):
     table = pd.DataFrame({"c": names, "y": 2.0 * (names == "often") + random.normal(size=2000)})
     one = pair(table, {"CATEGORICAL_COLUMNS": ["c"], "EPOCHS": 20})
     lengths = {}
-    for one.base.PRIOR in (60, 0):
+    for one.base.PRIOR in (40, 0):
         one.run_base()
         length = np.linalg.norm(one.matrix("c")[0], axis=1)
         lengths[one.base.PRIOR] = length[3:].mean() / length[1:3].mean()
-    assert lengths[60] < 0.5 < lengths[0], lengths
+    assert lengths[40] < 0.5 < lengths[0], lengths
 
 
 def test_effects_of_categories_with_few_rows_are_found(pair, capsys, graphs):
