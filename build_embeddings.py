@@ -11,7 +11,7 @@ embedding layer: a matrix with one row for each category, trained like any other
     embeddings/look.js         what embeddings/look.html, a page of this project, shows of them
 
 build_embed_model.py loads these files, adds the numerical columns and trains again.
-On the flights in data/ the categories alone predict the air time with an RMSE of 9.5 minutes on
+On the flights in data/ the categories alone predict the air time with an RMSE of 9.6 minutes on
 test rows (predicting the mean: 93.6), after half a minute on two cores.
 
 Source: Guo and Berkhahn, Entity Embeddings of Categorical Variables, 2016, arXiv:1604.06737.
