@@ -164,7 +164,7 @@ def build_model(vocabularies, data, recipe):
     for i, vocabulary in enumerate(vocabularies.values()):
         shape = len(vocabulary), embedding_dim(len(vocabulary) - 1)
         start = random.uniform(-0.05, 0.05, shape)
-        prior = PRIOR * shape[1]  # else near vectors are less often alike: nearest.py
+        prior = PRIOR * shape[1]  # else near vectors say less: tests/benchmarks/nearest.py
         vectors.append(embedding(start, prior, data, f"embedding_{i}")(rows[:, i]))
     return keras.Model([ids], ensemble(layers.concatenate(vectors), data, recipe))
 
@@ -207,7 +207,7 @@ def gaussian_loss(target, predictions):
 
 # Functions of target (rows, members) and predictions (rows, members), or (rows, members, classes),
 # that return losses. For your own, also adapt row_errors, by which the epoch is chosen, and scale
-# PRIOR with the loss.
+# PRIOR, in both scripts, with the loss.
 LOSSES = {
     "regression": gaussian_loss,
     "binary": keras.losses.binary_crossentropy,
