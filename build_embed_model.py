@@ -5,12 +5,12 @@
 
 Every category becomes its vector from embeddings/<column>.npy, the numerical columns join them, and
 a network learns from both, with one number more for each pair of categories and, on tables of up to
-100,000 training rows, the mean target of each category and pair in other rows. On test rows that
-neither script trained on, a report compares it with gradient boosting: on the flights in data/ an
-error of 6.4 minutes beside 7.2, after two or three minutes on two cores. It saves the model as
-embeddings/embed_model.keras, which takes the columns as they stand in the file (text, unscaled
-numbers, missing cells) and predicts in the target's units, or probabilities; predict and embed,
-below, use what was saved.
+100,000 training rows, the mean target of other rows that are alike in one column or two. On test
+rows that neither script trained on, a report compares it with gradient boosting: on the flights in
+data/ an error of 6.4 minutes beside 7.2, after two or three minutes on two cores. It saves the
+model as embeddings/embed_model.keras, which takes the columns as they stand in the file (text,
+unscaled numbers, missing cells) and predicts in the target's units, or probabilities; predict and
+embed, below, use what was saved.
 
 Sources: Gorishniy et al. 2022, arXiv:2203.05556 (numbers); Gorishniy et al. 2024, arXiv:2410.24210
 (TabM); Holzmüller et al. 2024, arXiv:2407.04491 (RealMLP); Cheng et al. 2016, arXiv:1606.07792
@@ -24,6 +24,7 @@ import itertools
 import re
 import sys
 import warnings
+from collections import namedtuple
 from multiprocessing.pool import ThreadPool
 
 import build_embeddings as base  # before keras: it sets what TensorFlow reads at its start
@@ -65,9 +66,8 @@ def main():
 
     ids = base.to_ids(data.table, vocabularies)
     numbers = data.table  # the columns that are left
-    sizes = [len(weights) for weights in matrices]
     pairs = pairs_that_repeat(ids, data)
-    means, tables = target_means(ids, pairs, sizes, data)
+    means, tables = target_means(ids, numbers, pairs, data)
     frames = ids, numbers, means
     inputs = [frame for frame in frames if frame.shape[1]]
 
@@ -167,6 +167,7 @@ def embed_numbers(numbers, medians, scales, steps):
     0 below it, 1 above it, and between how far the number has come; of these a small layer makes
     bends and jumps (piecewise-linear embedding, Gorishniy et al. 2022). steps: (columns, 65).
     """
+    steps = (steps - medians[:, None]) * scales[:, None]
     scaled = layers.Rescaling(scales.tolist(), (-medians * scales).tolist())(numbers)
     missing = ops.isnan(numbers)
     scaled = ops.clip(ops.where(missing, 0.0, scaled), -1e6, 1e6)  # a square must not overflow
@@ -240,7 +241,7 @@ def fit_scales(numbers, training):
     A scale is one over the distance of the quartiles. Steps are quantiles of which each value
     counts once, else they would crowd on the values of most rows. NaN is missing.
     """
-    fitted = []
+    medians, scales, steps = [], [], []
     for column in numbers:
         known = numbers[column].iloc[training].dropna().to_numpy("float64")
         known = base.sample(known, 1_000_000, base.SEED)
@@ -248,10 +249,11 @@ def fit_scales(numbers, training):
         shares = np.linspace(0, 1, 1 + np.clip(len(known) // 100, STEPS, 2048))
         distinct = np.unique(np.quantile(known, shares))
         spread = high - low or max(high - distinct[0], distinct[-1] - low)
-        scale = 1 / spread if spread > 1e-38 else 1.0  # where float32 ends
         chosen = np.linspace(0, len(distinct) - 1, STEPS + 1).round().astype(int)
-        fitted.append((median, scale, (distinct[chosen] - median) * scale))
-    return map(np.array, zip(*fitted))
+        medians.append(median)
+        scales.append(1 / spread if spread > 1e-38 else 1.0)  # where float32 ends
+        steps.append(distinct[chosen])
+    return np.array(medians), np.array(scales), np.reshape(steps, (-1, STEPS + 1))
 
 
 # Mean targets
@@ -259,44 +261,96 @@ def fit_scales(numbers, training):
 FOLDS = 5
 WIDTH = 46_340  # the most ids of a column in a pair: the square of one more does not fit int32
 SMOOTHING = 10  # the mean of so many rows counts as much as that of all rows
+Tables = namedtuple("Tables", "steps means")  # (numbers, 65); {group: its means, by group_codes}
 
 
-def target_means(ids, pairs, sizes, data):
-    """Return the mean targets of each row's categories and pairs, and tables of these.
+def target_means(ids, numbers, pairs, data):
+    """Return the mean targets of rows that are alike, a frame (rows, means), and their Tables.
 
-    tables: {places of one column or two: the means by group_codes}, of columns of more than 20
-    categories and of pairs. Training rows are in five folds, and a row's means come from the other
-    four, so that none sees its own target. All other rows get the mean of the five versions. There
-    are none above 100,000 training rows, where vectors learn this better, nor of more than 20
-    classes, whose means would fill the memory.
+    Alike in a group of columns, a tuple of their places: one of more than 20 categories or steps,
+    two whose pairs of categories repeat, or two that tell, see below. Training rows are in five
+    folds, and a row's means come from the other four, so that none sees its own target. All other
+    rows get the mean of the five versions. There are none above 100,000 training rows, where
+    vectors learn this better, nor of more than 20 classes, whose means would fill the memory.
     """
-    groups = [(place,) for place, size in enumerate(sizes) if size > 21]
-    groups += [(a, b) for a, b in pairs if max(sizes[a], sizes[b]) <= WIDTH]
-    if len(data.training) > 100_000 or data.outputs > 20 or not groups:
-        return pd.DataFrame(index=ids.index), {}
+    if len(data.training) > 100_000 or data.outputs > 20:
+        return pd.DataFrame(index=ids.index), None
     targets = data.target[data.training]
     targets = np.eye(data.outputs)[targets] if data.outputs > 1 else targets[:, None]
     weights = data.weights[data.training][:, None]
     fold = base.generator(base.SEED, "folds").permutation(len(targets)) % FOLDS
-    codes = group_codes(ids.iloc[data.training].to_numpy("int64"), groups)
+    fit = functools.partial(cross_fit, targets=targets, weights=weights, fold=fold)
+
+    *_, steps = fit_scales(numbers, data.training)
+    steps = steps.astype("float32")
+    cells = to_cells([ids, numbers], steps)[data.training]
+    sizes = pd.DataFrame(cells).nunique().to_numpy()
+    groups = [(place,) for place, size in enumerate(sizes) if size > 20]
+    groups += [pair for pair in pairs if sizes[[*pair]].max() < WIDTH]
+    groups += pairs_that_tell(cells, ids.shape[1], fit, targets)
+    if not groups:
+        return pd.DataFrame(index=ids.index), None
     tables, fitted = {}, []
-    for group, code in zip(groups, codes):
-        tables[group], means = cross_fit(code, targets, weights, fold)
-        fitted.append(means)
-    means = look_up_means(ids, tables)
-    means.iloc[data.training] = np.hstack(fitted).astype("float32")
+    for group, codes in zip(groups, group_codes(cells, groups)):
+        tables[group], means = fit(codes)
+        fitted.append(means.astype("float32"))
+    tables = Tables(steps, tables)
+    means = look_up_means([ids, numbers], tables)
+    means.iloc[data.training] = np.hstack(fitted)
     return means, tables
 
 
-def group_codes(ids, groups):
-    """Return for each group of columns a whole number that tells its categories in each row."""
-    codes = []
+def to_cells(frames, steps):
+    """Return whole numbers, (rows, columns): ids, then on which of its steps each number stands.
+
+    frames: the ids and, if any, the numbers. A missing number stands below all steps, on 0.
+    """
+    ids, *numbers = frames
+    cells = [ids.to_numpy("int64")]
+    for column, edges in zip(*numbers, steps):
+        values = numbers[0][column].to_numpy("float32")
+        cells.append(np.where(np.isnan(values), 0, np.digitize(values, edges)))
+    return np.column_stack(cells)
+
+
+def pairs_that_tell(cells, first, fit, targets):
+    """Return the places of pairs, one or both a number, whose means tell what no column alone does.
+
+    Half a per cent of the target's variance at least, by other folds: what boosting finds in two
+    splits, and dense layers not in few rows. At most 32, of the 16 columns with the most categories
+    and the 16 numbers with the most steps. first: the place of the first number.
+    """
+    sizes = pd.DataFrame(cells).nunique().to_numpy()
+    order = [place for place in np.argsort(-sizes, kind="stable").tolist() if sizes[place] < WIDTH]
+    columns = [place for place in order if place < first][:16]
+    columns += [place for place in order if place >= first][:16]
+    pairs = [pair for pair in itertools.combinations(sorted(columns), 2) if pair[1] >= first]
+    groups = [(place,) for place in columns] + pairs
+    told, gains = {}, {}
+    for group, codes in zip(groups, group_codes(cells, groups)):
+        table, means = fit(codes)
+        told[group] = share_told(means, targets)
+        if len(group) == 2 and len(table) <= len(cells) / 2:
+            gains[group] = told[group] - max(told[group[:1]], told[group[1:]])
+    best = sorted(gains, key=gains.get, reverse=True)[:32]
+    return [pair for pair in best if gains[pair] >= 0.005]
+
+
+def share_told(means, targets):
+    """Return how much of the targets' variance means tell: the square of their correlation."""
+    means = means[:, : targets.shape[1]]
+    means, targets = means - means.mean(axis=0), targets - targets.mean(axis=0)
+    variances = (means**2).sum(axis=0) * (targets**2).sum(axis=0)
+    return np.mean((means * targets).sum(axis=0) ** 2 / np.maximum(variances, 1e-30))
+
+
+def group_codes(cells, groups):
+    """Yield for each group of columns a whole number that tells its cells in each row."""
     for group in groups:
         code = 0
         for place in group:
-            code = code * WIDTH + ids[:, place]
-        codes.append(code)
-    return codes
+            code = code * WIDTH + cells[:, place]
+        yield code
 
 
 def cross_fit(codes, targets, weights, fold):
@@ -322,25 +376,30 @@ def cross_fit(codes, targets, weights, fold):
     return table, means[fold, places]
 
 
-def look_up_means(ids, tables):
-    """Return a frame of the means that tables have for the rows of ids, 0 for what is not there."""
-    codes = group_codes(ids.to_numpy("int64"), tables)
-    means = [table.reindex(code, fill_value=0) for code, table in zip(codes, tables.values())]
+def look_up_means(frames, tables):
+    """Return a frame of the means that tables have for some rows, 0 for what is not there."""
+    codes = group_codes(to_cells(frames, tables.steps), tables.means)
+    means = [table.reindex(code, fill_value=0) for code, table in zip(codes, tables.means.values())]
     return pd.DataFrame(np.hstack(means))
 
 
 def is_known(ids, tables):
     """Return, (rows, means), 1 for each mean target, 0 where a cell of its group is forgotten."""
-    known, ends = ops.cast(ids >= 0, "float32"), [(group[0], group[-1]) for group in tables]
-    first, last = np.transpose(ends)
-    known = ops.take(known, first, axis=1) * ops.take(known, last, axis=1)
-    return ops.repeat(known, next(iter(tables.values())).shape[1], axis=1)
+    known = ops.pad(ids, [(0, 0), (0, len(tables.steps))]) >= 0  # numbers are never forgotten
+    first, last = np.transpose([(group[0], group[-1]) for group in tables.means])
+    known = ops.logical_and(ops.take(known, first, axis=1), ops.take(known, last, axis=1))
+    width = next(iter(tables.means.values())).shape[1]
+    return ops.repeat(ops.cast(known, "float32"), width, axis=1)
 
 
-def means_layer(ids, tables):
+def means_layer(inputs, tables):
     """Return what look_up_means does, in a network."""
+    cells, *numbers = inputs
+    if numbers:
+        climbed = ops.expand_dims(numbers[0], 2) >= tables.steps
+        cells = ops.concatenate([cells, ops.sum(ops.cast(climbed, "int32"), axis=2)], axis=1)
     means = []
-    for code, table in zip(group_codes(ids, tables), tables.values()):
+    for code, table in zip(group_codes(cells, tables.means), tables.means.values()):
         place = layers.IntegerLookup(vocabulary=table.index.to_numpy())(code)  # 0 if not there
         rows = np.vstack([np.zeros((1, table.shape[1])), table])
         means.append(layers.Embedding(*rows.shape, weights=[rows], trainable=False)(place))
@@ -478,19 +537,20 @@ def column_worth(model, inputs, tables, data):
     rows = base.sample(data.test, 5000, base.SEED)
     order = base.generator(base.SEED, "shuffle").permutation(len(rows))
     frames = [frame.iloc[rows].reset_index(drop=True) for frame in inputs]
+    count = 1 + bool(NUMERICAL_COLUMNS)  # without the means
 
     def figure(changed):
         answers = base.predict_rows(model, changed, np.arange(len(rows)))
         return base.in_units(base.mean_error(data, rows, answers), data.target_info)[1]
 
     own, worth = figure(frames), []
-    for i, frame in enumerate(frames[: 1 + bool(NUMERICAL_COLUMNS)]):  # without the means
+    for i, frame in enumerate(frames[:count]):
         for column in frame:
             shuffled = [*frames]
             shuffled[i] = frame.copy()
             shuffled[i][column] = frame[column].to_numpy()[order]
-            if i == 0 and tables:
-                shuffled[-1] = look_up_means(shuffled[0], tables)
+            if tables:
+                shuffled[-1] = look_up_means(shuffled[:count], tables)
             value = figure(shuffled)
             worth.append({"column": column, "figure": value, "rise": value - own})
     return sorted(worth, key=lambda each: -each["rise"])
@@ -575,7 +635,7 @@ def raw_model(model, vocabularies, tables, data):
             numbers[column] = ops.cast(centred, "float32")
         stacked.append(ops.stack(list(numbers.values()), axis=1))
     if tables:
-        stacked.append(means_layer(stacked[0], tables))
+        stacked.append(means_layer(stacked, tables))
     network = keras.Model(model.inputs, model.outputs[0])  # without the loss, which no file holds
     predictions = ops.mean(network(stacked), axis=1)
     if base.TASK == "regression":  # float32 would not tell values around 1e9 apart

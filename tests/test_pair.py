@@ -31,10 +31,10 @@ def fitted_models(monkeypatch):
 
 
 def embedding_weights(model):
-    """Return the weights of the columns' embedding layers in a model and in the models in it, the longest first."""
-    inner = [layer for layer in model.layers if isinstance(layer, keras.Model)]
-    found = [layer.get_weights()[0] for layer in model.layers if re.fullmatch(r"embedding_\d+", layer.name)]
-    return sorted(found + [weights for each in inner for weights in embedding_weights(each)], key=len, reverse=True)
+    """Return the weights of the columns' embedding layers in a network, or in the one inside a saved model, the longest first."""
+    network = next((layer for layer in model.layers if isinstance(layer, keras.Model)), model)
+    found = [layer.get_weights()[0] for layer in network.layers if re.fullmatch(r"embedding_\d+", layer.name)]
+    return sorted(found, key=len, reverse=True)
 
 
 # What is saved

@@ -383,8 +383,7 @@ def test_the_epoch_that_is_kept_was_the_best_on_the_validation_rows(pair, capsys
 def means_of(one, table, target, outputs=1):
     """Return target_means of the columns of a frame of ids, with the rows 0 to 99 as the training rows."""
     data = rows_of(one.base, target=np.array(target), outputs=outputs, training=np.arange(100))
-    sizes = [int(table[column].max()) + 1 for column in table]
-    return one.model.target_means(table, [(0, 1)], sizes, data)
+    return one.model.target_means(table, table.iloc[:, :0], [(0, 1)], data)
 
 
 def ids_of_many_categories(rows=150):
@@ -416,7 +415,7 @@ def test_target_means_against_pandas(pair, task, outputs):
     if outputs > 1:
         target = np.digitize(target, [-0.5, 0.5])
     means, tables = means_of(one, ids, target, outputs)
-    assert [*tables] == [(0,), (0, 1)], "d has too few categories for a mean of its own"
+    assert [*tables.means] == [(0,), (0, 1)], "d has too few categories for a mean of its own"
     values = np.eye(3)[target] if outputs > 1 else target[:, None]
     of_all = values[:100].mean(axis=0)
     unit = (lambda mean: mean) if task == "regression" else (lambda share: np.log(share) - np.log(1 - share))
@@ -432,7 +431,7 @@ def test_target_means_against_pandas(pair, task, outputs):
 
 
 def test_a_forgotten_cell_is_row_0_and_has_no_means(pair, monkeypatch):
-    """Not of its column, nor of a pair with it, whatever they would be; those of the other column count as before."""
+    """Not of its column, nor of a pair with it, whatever they would be; those of other columns count as before."""
     random, seen = np.random.default_rng(0), []
     c, d = random.integers(0, 30, 3000), random.integers(0, 25, 3000)
     one = pair(pd.DataFrame({"c": c, "d": d, "x": random.normal(size=3000), "y": c + d}), {"BATCH_SIZE": 512})
@@ -440,13 +439,70 @@ def test_a_forgotten_cell_is_row_0_and_has_no_means(pair, monkeypatch):
     monkeypatch.setattr(one.model, "raw_model", lambda model, *rest: (seen.append((model, rest[1])), raw_model(model, *rest))[1])
     one.run()
     network, tables = seen[0]
-    assert [*tables] == [(0,), (1,), (0, 1)]
+    assert [*tables.means] == [(0,), (1,), (2,), (0, 1)]
 
     def answer(cell, *means):
         return network([np.array([[cell, 7]]), np.zeros((1, 1)), np.array([means])]).numpy().round(5).tolist()
 
-    assert answer(-1, 9, 2, 9) == answer(0, 0, 2, 0) != answer(0, 9, 2, 9)
-    assert answer(-1, 0, 3, 0) != answer(-1, 0, 2, 0)
+    assert answer(-1, 9, 2, 5, 9) == answer(0, 0, 2, 5, 0) != answer(0, 9, 2, 5, 9)
+    assert answer(-1, 0, 3, 5, 0) != answer(-1, 0, 2, 5, 0) != answer(-1, 0, 2, 6, 0)
+
+
+def planted_steps(rows=4000):
+    """Return ids, numbers and a target that c and x explain together alone, and z a little; d and v say nothing of it."""
+    random = np.random.default_rng(0)
+    ids = pd.DataFrame({"c": random.integers(1, 9, rows), "d": random.integers(1, 9, rows)})
+    numbers = pd.DataFrame({"x": random.normal(size=rows), "v": random.normal(size=rows), "z": random.normal(size=rows)}, dtype="float32")
+    signal = np.where(ids["c"] % 2, 1, -1) * np.sign(numbers["x"]) + 0.1 * numbers["z"]
+    return ids, numbers, (signal + random.normal(scale=0.5, size=rows)).to_numpy()
+
+
+def test_a_pair_with_a_number_is_chosen_where_its_means_tell(pair):
+    """Of ten pairs the one that says something; of a target of chance none, though the means of a few rows follow their own targets."""
+    one, (ids, numbers, target) = pair(made_up()), planted_steps()
+    for planted in (True, False):
+        data = rows_of(one.base, target=target if planted else np.random.default_rng(1).permutation(target), outputs=1, training=np.arange(3500))
+        means, tables = one.model.target_means(ids, numbers, [], data)
+        assert [*tables.means] == [(2,), (3,), (4,), *[(0, 2)] * planted], "the numbers are the columns 2 to 4"
+    own = data.target[:3500] - data.target[:3500].mean()
+    assert abs(np.corrcoef(own, means.iloc[:3500].sum(axis=1))[0, 1]) < 0.1, "no row sees its own target"
+    cells = one.model.to_cells([ids, numbers], tables.steps)[:3500]
+    rows = pd.Series(own).groupby(cells[:, 2] * 100 + cells[:, 0]).transform("mean")
+    assert np.corrcoef(own, rows)[0, 1] > 0.3, "as it would if means held it"
+
+
+def test_steps_and_their_means_are_the_same_in_the_saved_model(pair):
+    """On which step a number stands: so many of the 65 edges are not above it; none where it is missing. Then pandas and Keras."""
+    one, (ids, numbers, target) = pair(made_up()), planted_steps()
+    numbers = numbers.assign(v=numbers["v"].round(1))
+    means, tables = one.model.target_means(ids, numbers, [], rows_of(one.base, target=target, outputs=1, training=np.arange(3500)))
+    steps = tables.steps
+    assert steps.shape == (3, 65) and [*np.sort(numbers["v"][:3500].unique())[[0, -1]]] == [*steps[1, [0, -1]]]
+    hard = [np.nan, -np.inf, np.inf, 0, *steps[1], *np.nextafter(steps[1][steps[1] != 0], -np.inf)]
+    some = pd.DataFrame({"x": hard, "v": hard, "z": hard}, dtype="float32")
+    new = pd.DataFrame({"c": np.arange(len(hard)) % 10, "d": 0}, dtype="int32")
+    cells = one.model.to_cells([new, some], steps)
+    for column, name in enumerate(some):
+        assert [*cells[:, 2 + column]] == [sum(edge <= value for edge in steps[column].tolist()) for value in some[name].tolist()]
+    inputs = keras.Input((2,), dtype="int32"), keras.Input((3,))
+    network = keras.Model(inputs, one.model.means_layer(inputs, tables))
+    looked_up = one.model.look_up_means([new, some], tables)
+    np.testing.assert_array_equal(network.predict([new.to_numpy(), some.to_numpy()], verbose=0), looked_up)
+    assert looked_up.nunique().min() > 3
+    for row in range(3600, 3700):  # which are not for training; the mean of four folds of five is near that of all
+        alike = target[:3500][(numbers["v"][:3500] == numbers["v"][row]).to_numpy()]
+        if 200 > len(alike) > 20 and abs(numbers["v"][row]) < 1:  # where each value has a step of its own
+            of_all = target[:3500].mean()
+            assert means.iloc[row, 1] == pytest.approx((alike.sum() - len(alike) * of_all) / (len(alike) + 10), abs=0.03)
+
+
+def test_what_a_category_and_a_number_do_together_is_found(pair, capsys, graphs):
+    """Fifty values of a number, ten shops, and for each of the five hundred pairs an effect of its own."""
+    random = np.random.default_rng(0)
+    shop, day, other = random.integers(0, 10, 9000), random.integers(0, 50, 9000), random.integers(0, 9, 9000)
+    y = random.normal(size=(10, 50))[shop, day] + 0.3 * random.normal(size=9000)
+    one = pair(pd.DataFrame({"c": shop, "d": other, "x": day, "y": y}), {"EPOCHS": 2}, {"EPOCHS": 9}).run()
+    assert report(capsys.readouterr().out)["embeddings + numerical columns"][0] < 0.75, "nothing learned is 1.04, all of it 0.3"
 
 
 def test_numbers_speak_for_an_unknown_category(pair, graphs):
