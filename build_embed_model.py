@@ -303,13 +303,17 @@ def target_means(ids, numbers, pairs, data):
 def to_cells(frames, steps):
     """Return whole numbers, (rows, columns): ids, then on which of its steps each number stands.
 
-    frames: the ids and, if any, the numbers. A missing number stands below all steps, on 0.
+    frames: the ids and, if any, the numbers. A missing number stands below all steps, on 0. Beside
+    an unknown category all stand on -1, which has no means: they would be those of the categories
+    that the step came with.
     """
     ids, *numbers = frames
     cells = [ids.to_numpy("int64")]
+    known = (cells[0] > 0).all(axis=1)
     for column, edges in zip(*numbers, steps):
         values = numbers[0][column].to_numpy("float32")
-        cells.append(np.where(np.isnan(values), 0, np.digitize(values, edges)))
+        climbed = np.where(np.isnan(values), 0, np.digitize(values, edges))
+        cells.append(np.where(known, climbed, -1))
     return np.column_stack(cells)
 
 
@@ -384,9 +388,14 @@ def look_up_means(frames, tables):
 
 
 def is_known(ids, tables):
-    """Return, (rows, means), 1 for each mean target, 0 where a cell of its group is forgotten."""
-    known = ops.pad(ids, [(0, 0), (0, len(tables.steps))]) >= 0  # numbers are never forgotten
-    first, last = np.transpose([(group[0], group[-1]) for group in tables.means])
+    """Return, (rows, means), 1 for each mean target, 0 where a cell of its group is forgotten.
+
+    A number is where any category is, see to_cells.
+    """
+    known = ids >= 0
+    known = ops.concatenate([known, ops.all(known, axis=1, keepdims=True)], axis=1)
+    places = np.transpose([(group[0], group[-1]) for group in tables.means])
+    first, last = np.minimum(places, ids.shape[1])  # the last column is for all numbers
     known = ops.logical_and(ops.take(known, first, axis=1), ops.take(known, last, axis=1))
     width = next(iter(tables.means.values())).shape[1]
     return ops.repeat(ops.cast(known, "float32"), width, axis=1)
@@ -396,8 +405,9 @@ def means_layer(inputs, tables):
     """Return what look_up_means does, in a network."""
     cells, *numbers = inputs
     if numbers:
-        climbed = ops.expand_dims(numbers[0], 2) >= tables.steps
-        cells = ops.concatenate([cells, ops.sum(ops.cast(climbed, "int32"), axis=2)], axis=1)
+        climbed = ops.cast(ops.expand_dims(numbers[0], 2) >= tables.steps, "int32")
+        known = ops.all(cells > 0, axis=1, keepdims=True)
+        cells = ops.concatenate([cells, ops.where(known, ops.sum(climbed, axis=2), -1)], axis=1)
     means = []
     for code, table in zip(group_codes(cells, tables.means), tables.means.values()):
         place = layers.IntegerLookup(vocabulary=table.index.to_numpy())(code)  # 0 if not there

@@ -39,7 +39,7 @@ LAYERS = {  # (config, weights, inputs) -> output
     "Mean": lambda c, w, x: np.mean(x, axis=c["axis"]),
     "GetItem": lambda c, w, x, key: x[tuple(key)],
     "ExpandDims": lambda c, w, x: np.expand_dims(x, c["axis"]),
-    "Pad": lambda c, w, x: np.pad(x, c["pad_width"]),
+    "All": lambda c, w, x: np.all(x, axis=c["axis"], keepdims=c["keepdims"]),
     "Repeat": lambda c, w, x: np.repeat(x, c["repeats"], axis=c["axis"]),
     "Clip": lambda c, w, x: np.clip(x, c["x_min"], c["x_max"]),
     "Squeeze": lambda c, w, x: np.squeeze(x, axis=c["axis"]),

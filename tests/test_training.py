@@ -431,7 +431,7 @@ def test_target_means_against_pandas(pair, task, outputs):
 
 
 def test_a_forgotten_cell_is_row_0_and_has_no_means(pair, monkeypatch):
-    """Not of its column, nor of a pair with it, whatever they would be; those of other columns count as before."""
+    """Not of its column, nor of a pair with it, nor of any number; those of the other column count as before."""
     random, seen = np.random.default_rng(0), []
     c, d = random.integers(0, 30, 3000), random.integers(0, 25, 3000)
     one = pair(pd.DataFrame({"c": c, "d": d, "x": random.normal(size=3000), "y": c + d}), {"BATCH_SIZE": 512})
@@ -444,8 +444,8 @@ def test_a_forgotten_cell_is_row_0_and_has_no_means(pair, monkeypatch):
     def answer(cell, *means):
         return network([np.array([[cell, 7]]), np.zeros((1, 1)), np.array([means])]).numpy().round(5).tolist()
 
-    assert answer(-1, 9, 2, 5, 9) == answer(0, 0, 2, 5, 0) != answer(0, 9, 2, 5, 9)
-    assert answer(-1, 0, 3, 5, 0) != answer(-1, 0, 2, 5, 0) != answer(-1, 0, 2, 6, 0)
+    assert answer(-1, 9, 2, 5, 9) == answer(0, 0, 2, 0, 0) != answer(0, 9, 2, 0, 9)
+    assert answer(-1, 0, 3, 0, 0) != answer(-1, 0, 2, 0, 0) and answer(0, 0, 2, 5, 0) != answer(0, 0, 2, 6, 0)
 
 
 def planted_steps(rows=4000):
@@ -472,7 +472,7 @@ def test_a_pair_with_a_number_is_chosen_where_its_means_tell(pair):
 
 
 def test_steps_and_their_means_are_the_same_in_the_saved_model(pair):
-    """On which step a number stands: so many of the 65 edges are not above it; none where it is missing. Then pandas and Keras."""
+    """On which step a number stands: so many of the 65 edges are not above it, 0 if it is missing, -1 beside an unknown category."""
     one, (ids, numbers, target) = pair(made_up()), planted_steps()
     numbers = numbers.assign(v=numbers["v"].round(1))
     means, tables = one.model.target_means(ids, numbers, [], rows_of(one.base, target=target, outputs=1, training=np.arange(3500)))
@@ -480,15 +480,16 @@ def test_steps_and_their_means_are_the_same_in_the_saved_model(pair):
     assert steps.shape == (3, 65) and [*np.sort(numbers["v"][:3500].unique())[[0, -1]]] == [*steps[1, [0, -1]]]
     hard = [np.nan, -np.inf, np.inf, 0, *steps[1], *np.nextafter(steps[1][steps[1] != 0], -np.inf)]
     some = pd.DataFrame({"x": hard, "v": hard, "z": hard}, dtype="float32")
-    new = pd.DataFrame({"c": np.arange(len(hard)) % 10, "d": 0}, dtype="int32")
+    new = pd.DataFrame({"c": np.arange(len(hard)) % 10, "d": 1}, dtype="int32")
     cells = one.model.to_cells([new, some], steps)
     for column, name in enumerate(some):
-        assert [*cells[:, 2 + column]] == [sum(edge <= value for edge in steps[column].tolist()) for value in some[name].tolist()]
+        climbed = [sum(edge <= value for edge in steps[column].tolist()) for value in some[name].tolist()]
+        assert [*cells[:, 2 + column]] == [-1 if row % 10 == 0 else climbed[row] for row in range(len(hard))]
     inputs = keras.Input((2,), dtype="int32"), keras.Input((3,))
     network = keras.Model(inputs, one.model.means_layer(inputs, tables))
     looked_up = one.model.look_up_means([new, some], tables)
     np.testing.assert_array_equal(network.predict([new.to_numpy(), some.to_numpy()], verbose=0), looked_up)
-    assert looked_up.nunique().min() > 3
+    assert looked_up.nunique().min() > 3 and not looked_up[::10].to_numpy().any()
     for row in range(3600, 3700):  # which are not for training; the mean of four folds of five is near that of all
         alike = target[:3500][(numbers["v"][:3500] == numbers["v"][row]).to_numpy()]
         if 200 > len(alike) > 20 and abs(numbers["v"][row]) < 1:  # where each value has a step of its own
