@@ -287,7 +287,7 @@ def target_means(ids, numbers, pairs, data):
     sizes = pd.DataFrame(cells).nunique().to_numpy()
     groups = [(place,) for place, size in enumerate(sizes) if size > 20]
     groups += [pair for pair in pairs if sizes[[*pair]].max() < WIDTH]
-    groups += pairs_that_tell(cells, ids.shape[1], fit, targets)
+    groups += pairs_that_tell(cells, ids.shape[1], fit, targets, weights)
     if not groups:
         return pd.DataFrame(index=ids.index), None
     tables, fitted = {}, []
@@ -303,26 +303,26 @@ def target_means(ids, numbers, pairs, data):
 def to_cells(frames, steps):
     """Return whole numbers, (rows, columns): ids, then on which of its steps each number stands.
 
-    frames: the ids and, if any, the numbers. A missing number stands below all steps, on 0. Beside
-    an unknown category all stand on -1, which has no means: they would be those of the categories
-    that the step came with.
+    frames: the ids and, if any, the numbers. The lowest step is 1; a missing number stands on 0.
+    Beside an unknown category all stand on -1, which has no means: they would be those of the
+    categories that the step came with.
     """
     ids, *numbers = frames
     cells = [ids.to_numpy("int64")]
     known = (cells[0] > 0).all(axis=1)
     for column, edges in zip(*numbers, steps):
         values = numbers[0][column].to_numpy("float32")
-        climbed = np.where(np.isnan(values), 0, np.digitize(values, edges))
+        climbed = np.where(np.isnan(values), 0, np.maximum(np.digitize(values, edges), 1))
         cells.append(np.where(known, climbed, -1))
     return np.column_stack(cells)
 
 
-def pairs_that_tell(cells, first, fit, targets):
+def pairs_that_tell(cells, first, fit, targets, weights):
     """Return the places of pairs, one or both a number, whose means tell what no column alone does.
 
-    Half a per cent of the target's variance at least, by other folds: what boosting finds in two
-    splits, and dense layers not in few rows. At most 32, of the 16 columns with the most categories
-    and the 16 numbers with the most steps. first: the place of the first number.
+    They tell half a per cent more of the target's variance, by other folds: what boosting finds in
+    two splits, and dense layers not in few rows. At most 32, of the 16 columns with the most
+    categories and the 16 numbers with the most steps. first: the place of the first number.
     """
     sizes = pd.DataFrame(cells).nunique().to_numpy()
     order = [place for place in np.argsort(-sizes, kind="stable").tolist() if sizes[place] < WIDTH]
@@ -333,23 +333,27 @@ def pairs_that_tell(cells, first, fit, targets):
     told, gains = {}, {}
     for group, codes in zip(groups, group_codes(cells, groups)):
         table, means = fit(codes)
-        told[group] = share_told(means, targets)
+        told[group] = share_told(means, targets, weights)
         if len(group) == 2 and len(table) <= len(cells) / 2:
             gains[group] = told[group] - max(told[group[:1]], told[group[1:]])
     best = sorted(gains, key=gains.get, reverse=True)[:32]
     return [pair for pair in best if gains[pair] >= 0.005]
 
 
-def share_told(means, targets):
-    """Return how much of the targets' variance means tell: the square of their correlation."""
-    means = means[:, : targets.shape[1]]
-    means, targets = means - means.mean(axis=0), targets - targets.mean(axis=0)
-    variances = (means**2).sum(axis=0) * (targets**2).sum(axis=0)
-    return np.mean((means * targets).sum(axis=0) ** 2 / np.maximum(variances, 1e-30))
+def share_told(means, targets, weights):
+    """Return how much of the targets' variance means tell: the square of their correlation.
+
+    Where that is negative, as by chance, they tell nothing.
+    """
+    centred = [each - np.average(each, axis=0, weights=weights[:, 0])
+               for each in (means[:, : targets.shape[1]], targets)]
+    variances = np.prod([(weights * each**2).sum(axis=0) for each in centred], axis=0)
+    covariances = (weights * np.prod(centred, axis=0)).sum(axis=0)
+    return np.mean(np.maximum(covariances, 0) ** 2 / np.maximum(variances, 1e-30))
 
 
 def group_codes(cells, groups):
-    """Yield for each group of columns a whole number that tells its cells in each row."""
+    """Yield each group's codes, one a row: equal where all of the group's cells are."""
     for group in groups:
         code = 0
         for place in group:
@@ -388,9 +392,9 @@ def look_up_means(frames, tables):
 
 
 def is_known(ids, tables):
-    """Return, (rows, means), 1 for each mean target, 0 where a cell of its group is forgotten.
+    """Return, (rows, means), 1 for each mean target, 0 where a cell of its group is forgotten, -1.
 
-    A number is where any category is, see to_cells.
+    Numbers count as forgotten where any category is, see to_cells.
     """
     known = ids >= 0
     known = ops.concatenate([known, ops.all(known, axis=1, keepdims=True)], axis=1)
@@ -406,8 +410,10 @@ def means_layer(inputs, tables):
     cells, *numbers = inputs
     if numbers:
         climbed = ops.cast(ops.expand_dims(numbers[0], 2) >= tables.steps, "int32")
+        climbed = ops.maximum(ops.sum(climbed, axis=2), 1)
+        climbed = ops.where(ops.isnan(numbers[0]), 0, climbed)
         known = ops.all(cells > 0, axis=1, keepdims=True)
-        cells = ops.concatenate([cells, ops.where(known, ops.sum(climbed, axis=2), -1)], axis=1)
+        cells = ops.concatenate([cells, ops.where(known, climbed, -1)], axis=1)
     means = []
     for code, table in zip(group_codes(cells, tables.means), tables.means.values()):
         place = layers.IntegerLookup(vocabulary=table.index.to_numpy())(code)  # 0 if not there

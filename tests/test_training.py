@@ -471,8 +471,18 @@ def test_a_pair_with_a_number_is_chosen_where_its_means_tell(pair):
     assert np.corrcoef(own, rows)[0, 1] > 0.3, "as it would if means held it"
 
 
+def test_what_means_tell_counts_rows_by_their_weight_and_no_chance(pair):
+    """As many copies of a row are a weight; means that go against the target, as cross-fitted ones of chance do, tell nothing."""
+    random, one = np.random.default_rng(0), pair(made_up())
+    target, weights = random.normal(size=(500, 1)), random.integers(1, 6, (500, 1))
+    means = 0.5 * target + random.normal(size=(500, 1))
+    copies = np.corrcoef(np.repeat(means, weights[:, 0]), np.repeat(target, weights[:, 0]))[0, 1]
+    assert one.model.share_told(means, target, weights) == pytest.approx(copies**2) != pytest.approx(np.corrcoef(means.T, target.T)[0, 1] ** 2)
+    assert one.model.share_told(-means, target, weights) == 0
+
+
 def test_steps_and_their_means_are_the_same_in_the_saved_model(pair):
-    """On which step a number stands: so many of the 65 edges are not above it, 0 if it is missing, -1 beside an unknown category."""
+    """On which step a number stands: so many of the 65 edges are not above it, at least 1; 0 if missing, -1 beside an unknown category."""
     one, (ids, numbers, target) = pair(made_up()), planted_steps()
     numbers = numbers.assign(v=numbers["v"].round(1))
     means, tables = one.model.target_means(ids, numbers, [], rows_of(one.base, target=target, outputs=1, training=np.arange(3500)))
@@ -483,7 +493,8 @@ def test_steps_and_their_means_are_the_same_in_the_saved_model(pair):
     new = pd.DataFrame({"c": np.arange(len(hard)) % 10, "d": 1}, dtype="int32")
     cells = one.model.to_cells([new, some], steps)
     for column, name in enumerate(some):
-        climbed = [sum(edge <= value for edge in steps[column].tolist()) for value in some[name].tolist()]
+        climbed = [max(1, sum(edge <= value for edge in steps[column].tolist())) for value in some[name].tolist()]
+        climbed[0] = 0  # which is missing
         assert [*cells[:, 2 + column]] == [-1 if row % 10 == 0 else climbed[row] for row in range(len(hard))]
     inputs = keras.Input((2,), dtype="int32"), keras.Input((3,))
     network = keras.Model(inputs, one.model.means_layer(inputs, tables))
