@@ -4,13 +4,13 @@
     python build_embed_model.py
 
 Every category becomes its vector from embeddings/<column>.npy, the numerical columns join them, and
-a network learns from both, with one number more for each pair of categories and, on tables of up to
-100,000 training rows, the mean target of other rows that are alike in one column or two. On test
-rows that neither script trained on, a report compares it with gradient boosting: on the flights in
-data/ an error of 6.4 minutes beside 7.2, after two or three minutes on two cores. It saves the
-model as embeddings/embed_model.keras, which takes the columns as they stand in the file (text,
-unscaled numbers, missing cells) and predicts in the target's units, or probabilities; predict and
-embed, below, use what was saved.
+a network learns from both, from one learned number for each pair of categories, and, on tables of
+up to 100,000 training rows, from the mean target of other rows that are alike in one column or two
+(target encoding). On test rows that neither script trained on, a report compares it with gradient
+boosting: on the flights in data/ an error of 6.4 minutes against 7.2, after two or three minutes on
+two cores. The script saves embeddings/embed_model.keras, which takes the columns as they stand in
+the file (text, unscaled numbers, missing cells) and predicts in the target's units, or
+probabilities; predict and embed, below, use what was saved.
 
 Sources: Gorishniy et al. 2022, arXiv:2203.05556 (numbers); Gorishniy et al. 2024, arXiv:2410.24210
 (TabM); Holzmüller et al. 2024, arXiv:2407.04491 (RealMLP); Cheng et al. 2016, arXiv:1606.07792
@@ -69,12 +69,12 @@ def main():
     pairs = pairs_that_repeat(ids, data)
     means, tables = target_means(ids, numbers, pairs, data)
     frames = ids, numbers, means
-    inputs = [frame for frame in frames if frame.shape[1]]
+    inputs = [frame for frame in frames if frame.shape[1]]  # the ids, then the others if any
 
     title = f"Training on {len(matrices)} embeddings + {len(NUMERICAL_COLUMNS)} numerical columns"
-    with base.stage(f"{title}, beside gradient boosting"), ThreadPool(1) as beside:
+    with base.stage(f"{title}, beside gradient boosting"), ThreadPool(1) as pool:
         if not base.PROCESS:  # a small network's steps leave part of the processors idle
-            boosting = beside.apply_async(boost, (ids, numbers, data))
+            boosting = pool.apply_async(boost, (ids, numbers, data))
         recipe = base.choose_recipe(len(data.training), EPOCHS, rows_to_see=3_000_000)
         model = build_model(matrices, frames, pairs, tables, data, recipe, run["validation_error"])
         model, history = base.train(model, vocabularies, inputs, data, recipe, LEARNING_RATE)
@@ -101,10 +101,9 @@ FINAL = "embeddings + numerical columns"
 
 
 def load_embedding(column, run):
-    """Return the weights, (cardinality + 1, dimension), and the vocabulary of a column.
+    """Return the Embedding of a column, its weights (cardinality + 1, dimension) first.
 
-    Then comes what read_text needs, see read_embedding. Raises base.InputError where files
-    are missing, damaged, or not of one and the same run.
+    Raises base.InputError where files are missing, damaged, or not of one and the same run.
     """
     folder, saved = base.here(base.EMBEDDINGS_DIR), run.get("columns", {}).get(column)
     if saved is None:
@@ -115,8 +114,8 @@ def load_embedding(column, run):
 
 # The network
 
-PRIOR = 60  # of a vector, whatever its length: weaker than build_embeddings.py's, or the effects of
-# categories with few rows stay at zero where numbers say more
+PRIOR = 60  # not times a vector's length, as in build_embeddings.py: a stronger one would hold rare
+# categories at zero where numbers say more
 
 
 def build_model(matrices, frames, pairs, tables, data, recipe, validation_error):
@@ -149,38 +148,38 @@ def build_model(matrices, frames, pairs, tables, data, recipe, validation_error)
         effects = pair_effects(rows, pairs, [len(m) for m in matrices], data, unit)
     features = layers.concatenate(features)
     seen = np.ones((recipe.members, features.shape[1]), "float32")
-    if numbers.shape[1]:  # else the means are most of what there is to see
-        seen[: recipe.members // 2, before_means:] = 0  # half of the members do without
+    if numbers.shape[1]:  # half of the members do without means, which invite to learn by heart
+        seen[: recipe.members // 2, before_means:] = 0
     return keras.Model(inputs, base.ensemble(features, data, recipe, effects, seen))
 
 
 # The numbers
 
-STEPS = 64  # of a number's ladder
+BINS = 64  # of a number
 
 
-def embed_numbers(numbers, medians, scales, steps):
+def embed_numbers(numbers, medians, scales, edges):
     """Return the numerical columns as a network can use them: (rows, features).
 
     Each column is scaled and softly clipped to -3 ... 3 (RealMLP), so that no outlier weighs more;
-    a missing cell becomes 0 and sets a mark. Each is also seen as a ladder of steps: for each step
+    a missing cell becomes 0 and sets a mark. Each is also encoded piecewise linearly: for each bin
     0 below it, 1 above it, and between how far the number has come; of these a small layer makes
-    bends and jumps (piecewise-linear embedding, Gorishniy et al. 2022). steps: (columns, 65).
+    bends and jumps (Gorishniy et al. 2022). edges: of the bins, (columns, BINS + 1).
     """
-    steps = (steps - medians[:, None]) * scales[:, None]
+    edges = (edges - medians[:, None]) * scales[:, None]
     scaled = layers.Rescaling(scales.tolist(), (-medians * scales).tolist())(numbers)
     missing = ops.isnan(numbers)
     scaled = ops.clip(ops.where(missing, 0.0, scaled), -1e6, 1e6)  # a square must not overflow
     clipped = scaled / ops.sqrt(1 + ops.square(scaled / 3))
 
-    heights = np.diff(steps)
-    slopes = 1 / np.where(heights > 1e-30, heights, 1.0)
-    ladder = layers.Rescaling(slopes.tolist(), (-steps[:, :-1] * slopes).tolist())
-    climbed = ladder(ops.repeat(ops.expand_dims(scaled, 2), STEPS, axis=2))
-    random = keras.initializers.RandomNormal(stddev=STEPS**-0.5)
-    bends = layers.EinsumDense("rcs,csf->rcf", output_shape=(len(steps), 12), bias_axes="cf",
+    widths = np.diff(edges)
+    slopes = 1 / np.where(widths > 1e-30, widths, 1.0)
+    ladder = layers.Rescaling(slopes.tolist(), (-edges[:, :-1] * slopes).tolist())
+    passed = ladder(ops.repeat(ops.expand_dims(scaled, 2), BINS, axis=2))
+    random = keras.initializers.RandomNormal(stddev=BINS**-0.5)
+    bends = layers.EinsumDense("rcb,cbf->rcf", output_shape=(len(edges), 12), bias_axes="cf",
                                activation="relu", kernel_initializer=random)
-    bent = bends(ops.clip(climbed, 0.0, 1.0))
+    bent = bends(ops.clip(passed, 0.0, 1.0))
     return layers.concatenate([layers.Flatten()(bent), clipped, ops.cast(missing, "float32")])
 
 
@@ -196,7 +195,7 @@ def pairs_that_repeat(ids, data):
     """
     if data.outputs > 20:
         return []  # their numbers would fill the memory
-    cells = ids.iloc[base.sample(data.training, 250_000, base.SEED)]
+    cells = ids.iloc[base.sample(data.training, 250_000)]
     columns = cells.nunique().nlargest(16)
     pairs = []
     for pair in itertools.combinations(columns.index, 2):
@@ -218,7 +217,8 @@ def pair_effects(ids, places, sizes, data, unit):
     first, second = np.transpose(places)
     sizes = np.array(sizes)
     ends = np.cumsum(sizes[first] * sizes[second])  # each pair of columns has numbers of its own
-    count = min(int(ends[-1]), 2**18 - 5)  # a prime: of more pairs than this, some share a number
+    # of more pairs some share a number: 2**18 - 5 is prime, and that many AdamW can still update
+    count = min(int(ends[-1]), (2**18 - 5) // data.outputs)
     offsets = (-ends % count).astype("int32")
     factors = np.minimum(sizes[second], 104_729).astype("int32")  # a prime; a wrap does no harm
     codes = ops.take(ids, first, axis=1) * factors + ops.take(ids, second, axis=1) + offsets
@@ -236,24 +236,24 @@ def pair_effects(ids, places, sizes, data, unit):
 
 
 def fit_scales(numbers, training):
-    """Return the medians, the scales and the steps, (columns, 65), of the numerical columns.
+    """Return medians, scales and edges of bins, (columns, BINS + 1), of the numerical columns.
 
-    A scale is one over the distance of the quartiles. Steps are quantiles of which each value
+    A scale is one over the distance of the quartiles. Edges are quantiles of which each value
     counts once, else they would crowd on the values of most rows. NaN is missing.
     """
-    medians, scales, steps = [], [], []
+    medians, scales, edges = [], [], []
     for column in numbers:
         known = numbers[column].iloc[training].dropna().to_numpy("float64")
-        known = base.sample(known, 1_000_000, base.SEED)
+        known = base.sample(known, 1_000_000)
         low, median, high = np.quantile(known, [0.25, 0.5, 0.75])
-        shares = np.linspace(0, 1, 1 + np.clip(len(known) // 100, STEPS, 2048))
+        shares = np.linspace(0, 1, 1 + np.clip(len(known) // 100, BINS, 2048))
         distinct = np.unique(np.quantile(known, shares))
         spread = high - low or max(high - distinct[0], distinct[-1] - low)
-        chosen = np.linspace(0, len(distinct) - 1, STEPS + 1).round().astype(int)
+        chosen = np.linspace(0, len(distinct) - 1, BINS + 1).round().astype(int)
         medians.append(median)
         scales.append(1 / spread if spread > 1e-38 else 1.0)  # where float32 ends
-        steps.append(distinct[chosen])
-    return np.array(medians), np.array(scales), np.reshape(steps, (-1, STEPS + 1))
+        edges.append(distinct[chosen])
+    return np.array(medians), np.array(scales), np.reshape(edges, (-1, BINS + 1))
 
 
 # Mean targets
@@ -261,14 +261,15 @@ def fit_scales(numbers, training):
 FOLDS = 5
 WIDTH = 46_340  # the most ids of a column in a pair: the square of one more does not fit int32
 SMOOTHING = 10  # the mean of so many rows counts as much as that of all rows
-Tables = namedtuple("Tables", "steps means")  # (numbers, 65); {group: its means, by group_codes}
+# edges of bins, (numbers, BINS + 1), and {group: a frame of its means, by its code}
+Tables = namedtuple("Tables", "edges means")
 
 
 def target_means(ids, numbers, pairs, data):
     """Return the mean targets of rows that are alike, a frame (rows, means), and their Tables.
 
-    Alike in a group of columns, a tuple of their places: one of more than 20 categories or steps,
-    two whose pairs of categories repeat, or two that tell, see below. Training rows are in five
+    Alike in a group of columns, a tuple of their places: one of more than 20 categories or bins,
+    two whose pairs of categories repeat, or two that interact, see below. Training rows are in five
     folds, and a row's means come from the other four, so that none sees its own target. All other
     rows get the mean of the five versions. There are none above 100,000 training rows, where
     vectors learn this better, nor of more than 20 classes, whose means would fill the memory.
@@ -278,73 +279,73 @@ def target_means(ids, numbers, pairs, data):
     targets = data.target[data.training]
     targets = np.eye(data.outputs)[targets] if data.outputs > 1 else targets[:, None]
     weights = data.weights[data.training][:, None]
-    fold = base.generator(base.SEED, "folds").permutation(len(targets)) % FOLDS
+    fold = base.generator("folds").permutation(len(targets)) % FOLDS
     fit = functools.partial(cross_fit, targets=targets, weights=weights, fold=fold)
 
-    *_, steps = fit_scales(numbers, data.training)
-    steps = steps.astype("float32")
-    cells = to_cells([ids, numbers], steps)[data.training]
+    *_, edges = fit_scales(numbers, data.training)
+    edges = edges.astype("float32")
+    cells = to_cells([ids, numbers], edges)[data.training]
     sizes = pd.DataFrame(cells).nunique().to_numpy()
     groups = [(place,) for place, size in enumerate(sizes) if size > 20]
     groups += [pair for pair in pairs if sizes[[*pair]].max() < WIDTH]
     if numbers.shape[1]:
-        groups += pairs_that_tell(cells, sizes, ids.shape[1], fit, targets, weights)
+        groups += interacting_pairs(cells, sizes, ids.shape[1], fit, targets, weights)
     if not groups:
         return pd.DataFrame(index=ids.index), None
     tables, fitted = {}, []
     for group, codes in zip(groups, group_codes(cells, groups)):
         tables[group], means = fit(codes)
         fitted.append(means.astype("float32"))
-    tables = Tables(steps, tables)
+    tables = Tables(edges, tables)
     means = look_up_means([ids, numbers], tables)
     means.iloc[data.training] = np.hstack(fitted)
     return means, tables
 
 
-def to_cells(frames, steps):
-    """Return whole numbers, (rows, columns): ids, then on which of its steps each number stands.
+def to_cells(frames, edges):
+    """Return whole numbers, (rows, columns): ids, then the bin of each number.
 
-    frames: the ids and, if any, the numbers. The lowest step is 1; a missing number stands on 0.
-    Beside an unknown category all stand on -1, which has no means: they would be those of the
-    categories that the step came with.
+    frames: the ids and, if any, the numbers. The lowest bin is 1; a missing number is in bin 0.
+    Beside an unknown category all are in bin -1, which has no means: they would be those of the
+    categories that the bin came with.
     """
     ids, *numbers = frames
     cells = [ids.to_numpy("int64")]
     known = (cells[0] > 0).all(axis=1)
-    for column, edges in zip(*numbers, steps):
+    for column, edges_of_column in zip(*numbers, edges):
         values = numbers[0][column].to_numpy("float32")
-        climbed = np.where(np.isnan(values), 0, np.maximum(np.digitize(values, edges), 1))
-        cells.append(np.where(known, climbed, -1))
+        bins = np.where(np.isnan(values), 0, np.maximum(np.digitize(values, edges_of_column), 1))
+        cells.append(np.where(known, bins, -1))
     return np.column_stack(cells)
 
 
-def pairs_that_tell(cells, sizes, first, fit, targets, weights):
-    """Return the places of pairs, one or both a number, whose means tell what no column alone does.
+def interacting_pairs(cells, sizes, first, fit, targets, weights):
+    """Return the places of pairs of columns, one or both a number, that interact.
 
-    They tell half a per cent more of the target's variance, by other folds: what boosting finds in
-    two splits, and dense layers not in few rows. At most 32, of the 16 columns with the most
-    categories and the 16 numbers with the most steps. sizes: how many categories or steps each
-    column has; first: the place of the first number.
+    Their cross-fitted means explain half a per cent more of the target's variance than those of
+    either column: what boosting finds in two splits, and dense layers miss in few rows. At most 32,
+    of the 16 columns with the most categories and the 16 numbers with the most bins. sizes: how
+    many categories or bins each column has; first: the place of the first number.
     """
     order = [place for place in np.argsort(-sizes, kind="stable").tolist() if sizes[place] < WIDTH]
     columns = [place for place in order if place < first][:16]
     columns += [place for place in order if place >= first][:16]
     pairs = [pair for pair in itertools.combinations(sorted(columns), 2) if pair[1] >= first]
     groups = [(place,) for place in columns] + pairs
-    told, gains = {}, {}
+    explained, gains = {}, {}
     for group, codes in zip(groups, group_codes(cells, groups)):
         table, means = fit(codes)
-        told[group] = share_told(means, targets, weights)
+        explained[group] = explained_variance(means, targets, weights)
         if len(group) == 2 and len(table) <= len(cells) / 2:
-            gains[group] = told[group] - max(told[group[:1]], told[group[1:]])
+            gains[group] = explained[group] - max(explained[group[:1]], explained[group[1:]])
     best = sorted(gains, key=gains.get, reverse=True)[:32]
     return [pair for pair in best if gains[pair] >= 0.005]
 
 
-def share_told(means, targets, weights):
-    """Return how much of the targets' variance means tell: the square of their correlation.
+def explained_variance(means, targets, weights):
+    """Return which share of the targets' variance means explain: the square of their correlation.
 
-    Where that is negative, as by chance, they tell nothing.
+    Where that is negative, as by chance, they explain nothing.
     """
     centred = [each - np.average(each, axis=0, weights=weights[:, 0])
                for each in (means[:, : targets.shape[1]], targets)]
@@ -387,7 +388,7 @@ def cross_fit(codes, targets, weights, fold):
 
 def look_up_means(frames, tables):
     """Return a frame of the means that tables have for some rows, 0 for what is not there."""
-    codes = group_codes(to_cells(frames, tables.steps), tables.means)
+    codes = group_codes(to_cells(frames, tables.edges), tables.means)
     means = [table.reindex(code, fill_value=0) for code, table in zip(codes, tables.means.values())]
     return pd.DataFrame(np.hstack(means))
 
@@ -410,11 +411,10 @@ def means_layer(inputs, tables):
     """Return what look_up_means does, in a network."""
     cells, *numbers = inputs
     if numbers:
-        climbed = ops.cast(ops.expand_dims(numbers[0], 2) >= tables.steps, "int32")
-        climbed = ops.maximum(ops.sum(climbed, axis=2), 1)
-        climbed = ops.where(ops.isnan(numbers[0]), 0, climbed)
+        bins = ops.cast(ops.expand_dims(numbers[0], 2) >= tables.edges, "int32")
+        bins = ops.where(ops.isnan(numbers[0]), 0, ops.maximum(ops.sum(bins, axis=2), 1))
         known = ops.all(cells > 0, axis=1, keepdims=True)
-        cells = ops.concatenate([cells, ops.where(known, climbed, -1)], axis=1)
+        cells = ops.concatenate([cells, ops.where(known, bins, -1)], axis=1)
     means = []
     for code, table in zip(group_codes(cells, tables.means), tables.means.values()):
         place = layers.IntegerLookup(vocabulary=table.index.to_numpy())(code)  # 0 if not there
@@ -433,8 +433,8 @@ def boost(ids, numbers, data):
     most 1,000,000 training rows. Columns of up to 254 categories are given as categories, others
     as the mean target of their category (cross-fitted on the training rows).
     """
-    training = base.sample(data.training, 1_000_000, base.SEED)
-    validation = base.sample(data.validation, 125_000, base.SEED)
+    training = base.sample(data.training, 1_000_000)
+    validation = base.sample(data.validation, 125_000)
     if base.TASK != "regression":
         _, one_of_each_class = np.unique(data.target[data.training], return_index=True)
         training = np.union1d(training, data.training[one_of_each_class])
@@ -443,18 +443,15 @@ def boost(ids, numbers, data):
     encoded = "continuous" if base.TASK == "regression" else "auto"
     encoder = make_column_transformer(
         ("passthrough", few), (TargetEncoder(target_type=encoded), many), remainder="passthrough")
-
-    def table(chosen):
-        return pd.concat([ids.iloc[chosen], numbers.iloc[chosen]], axis=1)
-
-    features = encoder.fit_transform(table(training), data.target[training])
-    booster = fit_booster(features, training, encoder.transform(table(validation)), validation,
+    table = pd.concat([ids, numbers], axis=1)
+    features = encoder.fit_transform(table.iloc[training], data.target[training])
+    booster = fit_booster(features, training, encoder.transform(table.iloc[validation]), validation,
                           np.arange(len(few)), data)
     best = max(1, int(np.argmax(booster.validation_score_)))  # fit keeps the last, 50 later
     stages = getattr(booster, "staged_predict_proba", booster.staged_predict)
 
     def predict(chosen):
-        staged = stages(encoder.transform(table(chosen)))
+        staged = stages(encoder.transform(table.iloc[chosen]))
         return next(itertools.islice(staged, best - 1, None))
 
     predictions = base.in_batches(predict, data.test)
@@ -496,7 +493,7 @@ def mean_prediction(data):
 
 
 def compare(answers, alone, data):
-    """Return the test figures of each model, the 95 % interval of the first one, and a verdict."""
+    """Return the test figures of each model, the 95 % interval of its first one, and a verdict."""
     figures = {name: base.score(data, answer) for name, answer in answers.items()}
     final = figures.pop(FINAL)
     figures |= {base.ALONE: alone, FINAL: final}
@@ -551,14 +548,14 @@ def column_worth(model, inputs, tables, data):
 
     On at most 5,000 test rows (permutation importance: Breiman 2001, Machine Learning 45).
     """
-    rows = base.sample(data.test, 5000, base.SEED)
-    order = base.generator(base.SEED, "shuffle").permutation(len(rows))
+    rows = base.sample(data.test, 5000)
+    order = base.generator("shuffle").permutation(len(rows))
     frames = [frame.iloc[rows].reset_index(drop=True) for frame in inputs]
     count = 1 + bool(NUMERICAL_COLUMNS)  # without the means
 
     def figure(changed):
         answers = base.predict_rows(model, changed, np.arange(len(rows)))
-        return base.in_units(base.mean_error(data, rows, answers), data.target_info)[1]
+        return base.named_error(base.mean_error(data, rows, answers), data.target_info)[1]
 
     own, worth = figure(frames), []
     for i, frame in enumerate(frames[:count]):
@@ -614,18 +611,20 @@ def second_look(folder, report, predictions, worth, history, data):
     look["report"] = {**report, "intervals": intervals}
     look["worth"], target = worth, data.target[data.test]
     if base.TASK == "regression":
-        few = base.sample(np.arange(len(target)), 2000, base.SEED)
+        few = base.sample(np.arange(len(target)), 2000)
         look["answers"] = {"predicted": base.rounded(base.to_units(predictions[few], info)),
                            "actual": base.rounded(base.to_units(target[few], info))}
         return look
     chances = predictions if base.TASK == "binary" else predictions.max(axis=1)
     true = target if base.TASK == "binary" else target == predictions.argmax(axis=1)
+    weights = data.weights[data.test]
     groups = np.array_split(np.argsort(chances), min(10, len(target)))
     look["answers"] = {"roc": None, "calibration": [
-        [*base.rounded([chances[group].mean(), true[group].mean()]), len(group)]
+        [*base.rounded(np.average([chances[group], true[group]], 1, weights[group])), len(group)]
         for group in groups]}
     if base.TASK == "binary" and len(np.unique(target)) == 2:
-        curve = np.stack(roc_curve(target, chances)[:2], axis=1)
+        curve = roc_curve(target, chances, sample_weight=weights)
+        curve = np.stack(curve[:2], axis=1)
         few = np.linspace(0, len(curve) - 1, min(200, len(curve))).astype(int)
         look["answers"]["roc"] = [base.rounded(point) for point in curve[few]]
     return look
@@ -648,17 +647,15 @@ def raw_model(model, vocabularies, tables, data):
     if NUMERICAL_COLUMNS:
         numbers = {column: inputs[column] for column in NUMERICAL_COLUMNS}
         for column, centre in data.centres.items():
-            centred = layers.Rescaling(1.0, -centre, dtype="float64")(numbers[column])
-            numbers[column] = ops.cast(centred, "float32")
+            numbers[column] = ops.cast(numbers[column] - centre, "float32")
         stacked.append(ops.stack(list(numbers.values()), axis=1))
     if tables:
         stacked.append(means_layer(stacked, tables))
     network = keras.Model(model.inputs, model.outputs[0])  # without the loss, which no file holds
     predictions = ops.mean(network(stacked), axis=1)
     if base.TASK == "regression":  # float32 would not tell values around 1e9 apart
-        info, mean = data.target_info, float(np.float32(data.target_info["mean"]))
-        for scale, offset in [(info["std"], info["mean"] - mean), (1.0, mean)]:  # Keras rounds both
-            predictions = layers.Rescaling(scale, offset, dtype="float64")(predictions)
+        info = data.target_info
+        predictions = ops.cast(predictions, "float64") * info["std"] + info["mean"]
         predictions = ops.expm1(predictions) if base.LOG_TARGET else predictions
     return keras.Model(inputs, predictions)
 
@@ -740,13 +737,13 @@ def embed(frame):
         columns = [column for column in run["columns"] if column in run["inputs"]]
     vectors = []
     for column in columns:
-        weights, *_ = load_embedding(column, run)
         _, ids = read_text(frame, column, run)
-        vectors.append(pd.DataFrame(weights[ids], index=frame.index).add_prefix(f"{column}_"))
+        weights = load_embedding(column, run).weights[ids]
+        vectors.append(pd.DataFrame(weights, index=frame.index).add_prefix(f"{column}_"))
     vectors = pd.concat(vectors, axis=1)
     settings = base.Settings(*run["rows"]["settings"])
     inputs = {*run.get("inputs", NUMERICAL_COLUMNS)}
-    gone = {*columns} | {settings.target_column, settings.weight_column} - inputs
+    gone = {*columns} | ({settings.target_column, settings.weight_column} - inputs)
     others = frame.drop(columns=[*gone], errors="ignore")
     for name in others.columns.intersection(vectors.columns):
         raise base.InputError(f"Column {name!r} of the frame bears the name of a part of a vector: "
@@ -754,12 +751,15 @@ def embed(frame):
     return pd.concat([others, vectors], axis=1)
 
 
+Embedding = namedtuple("Embedding", "weights vocabulary known by_value look_missing empty")
+
+
 @functools.lru_cache(maxsize=256)
 def read_embedding(file, fingerprint):
-    """Return weights, vocabulary, and of the categories what read_text needs; read once a run.
+    """Return a saved Embedding, which is read once a run.
 
-    That is the categories, the category of each number or truth value, whether one of them looks
-    missing to pandas, as "NA" does, and the share of the training cells that is empty.
+    known: its categories; by_value: the category of each number or truth value; look_missing:
+    whether pandas reads one of them as missing, as "NA"; empty: the share of the training cells.
     """
     try:
         weights = np.load(f"{file}.npy", allow_pickle=False)
@@ -778,7 +778,7 @@ def read_embedding(file, fingerprint):
     look_missing = (as_pandas_reads.isna() & (vocabulary["category"][1:] != "")).any()
     counts = vocabulary["count"]
     empty = counts[vocabulary["category"] == ""].sum() / counts.sum()
-    return weights, vocabulary, known, by_value, look_missing, empty
+    return Embedding(weights, vocabulary, known, by_value, look_missing, empty)
 
 
 @functools.lru_cache(maxsize=1)
@@ -821,7 +821,7 @@ def read_text(frame, column, run):
     base.InputError where what stood in the file is open.
     """
     cells = only_column(frame, column)
-    _, _, known, by_value, look_missing, empty = load_embedding(column, run)
+    *_, known, by_value, look_missing, empty = load_embedding(column, run)
     present = pd.notna(cells)
     remedy = f"read the file with dtype={{{column!r}: str}}, keep_default_na=False"
     if not present.all() and look_missing:
@@ -839,10 +839,10 @@ def read_text(frame, column, run):
     ids = known.get_indexer(texts) + 1
     odd = {"unknown categories": (ids == 0, run["unknown"].get(column, 0)),
            "empty": ((texts == "") & (ids > 0), empty)}
-    for kind, (cells, usual) in odd.items():
-        if cells.sum() >= 3 and cells.mean() > 2 * usual + 0.05:
-            warnings.warn(f"Column {column!r}: {cells.mean():.0%} of the cells are {kind}, such as "
-                          f"{texts[cells][0][:40]!r}; where the model was made, {usual:.1%} were.",
+    for kind, (found, usual) in odd.items():
+        if found.sum() >= 3 and found.mean() > 2 * usual + 0.05:
+            warnings.warn(f"Column {column!r}: {found.mean():.0%} of the cells are {kind}, such as "
+                          f"{texts[found][0][:40]!r}; where the model was made, {usual:.1%} were.",
                           stacklevel=3)
     return texts, ids
 

@@ -3,12 +3,13 @@
     python build_embeddings.py
 
 A network learns to predict TARGET_COLUMN from CATEGORICAL_COLUMNS alone. Each column has an
-embedding layer: a matrix with one row for each category, trained like any other weights. It saves
+embedding layer: a matrix with one row for each category, trained like any other weights. The script
+saves
 
     embeddings/<column>.npy    the matrix, float32; row 0 stands for all categories that are unknown
     embeddings/<column>.csv    the vocabulary: each row's category and its count in training rows
     embeddings/run.json        settings, checksums and test figures
-    embeddings/look.js         what embeddings/look.html, a page of this project, shows of them
+    embeddings/look.js         the data that the page embeddings/look.html shows
 
 build_embed_model.py loads these files, adds the numerical columns and trains again.
 On the flights in data/ the categories alone predict the air time with an RMSE of 9.6 minutes on
@@ -51,7 +52,7 @@ from sklearn import decomposition, manifold, metrics
 # Edit this block for your own table.
 
 # data
-DATA_FILE = "data/flights.csv.gz"  # CSV, also .gz .bz2 .xz; "data/part-*.csv" is one table
+DATA_FILE = "data/flights.csv.gz"  # CSV, also .gz .bz2 .xz .zip; "data/part-*.csv" is one table
 TARGET_COLUMN = "air_time"
 TASK = "regression"  # or "binary", "multiclass"; class labels may be text
 LOG_TARGET = False  # True: regression on log1p(target), for prices, sales and other long tails
@@ -104,6 +105,8 @@ def main():
 
 # Categories
 
+UNKNOWN = "<unknown>"  # row 0 in the vocabulary; it is found by its place, never by this name
+
 
 def build_vocabularies(table, training):
     """Return for each column a frame (category, count) of the categories in its training rows.
@@ -134,7 +137,7 @@ def to_ids(table, vocabularies):
 
 # The network
 
-PRIOR = 40  # the strength of the L2 penalty on vectors; higher: closer to zero
+PRIOR = 40  # times a vector's length: the strength of its L2 penalty; higher: closer to zero
 ACTIVATIONS = {"regression": "linear", "binary": "sigmoid", "multiclass": "softmax"}
 
 
@@ -144,9 +147,8 @@ def embedding(start, prior, data, name, trainable=True):
     The penalty, a Gaussian prior, keeps rare categories from overfitting. Its strength is prior
     over the number of training rows, as for a loss that is summed. A large matrix has none.
     """
-    penalty = keras.regularizers.L2(prior / len(data.training))
-    if is_large(start):
-        penalty = None  # it would change all rows in every step; see by_size
+    strength = prior / len(data.training)  # a penalty changes all rows in every step, see by_size
+    penalty = None if is_large(start) else keras.regularizers.L2(strength)
     return layers.Embedding(*start.shape, weights=[start], embeddings_regularizer=penalty,
                             name=name, trainable=trainable)
 
@@ -160,11 +162,11 @@ def build_model(vocabularies, data, recipe):
     """Return the network: ids (rows, columns) -> vectors -> dense layers -> the target."""
     ids = keras.Input((len(vocabularies),), dtype="int32")
     rows = ops.maximum(ids, 0)  # a forgotten cell, -1, is of row 0, see hide_some
-    random, vectors = generator(SEED, "vectors"), []
+    random, vectors = generator("vectors"), []
     for i, vocabulary in enumerate(vocabularies.values()):
         shape = len(vocabulary), embedding_dim(len(vocabulary) - 1)
         start = random.uniform(-0.05, 0.05, shape)
-        prior = PRIOR * shape[1]  # else near vectors say less: tests/benchmarks/nearest.py
+        prior = PRIOR * shape[1]  # else neighbours mean less: tests/benchmarks/nearest.py
         vectors.append(embedding(start, prior, data, f"embedding_{i}")(rows[:, i]))
     return keras.Model([ids], ensemble(layers.concatenate(vectors), data, recipe))
 
@@ -175,14 +177,14 @@ def ensemble(features, data, recipe, effects=0.0, seen=1.0):
     Its members share the layers in the middle; each has scales of its own for the features, at
     random +1 or -1 at the start, and an output layer of its own. Each learns from every row, and
     the mean of their predictions is what counts (TabM: Gorishniy et al. 2024, arXiv:2410.24210).
-    build_embed_model.py adds effects, (rows, 1, outputs), and seen, (members, features), which is 0
-    for what a member does not see.
+    build_embed_model.py adds effects, (rows, 1, outputs), to the outputs, and by seen, (members,
+    features), keeps features from a member: those where it is 0.
     """
     hidden = layers.RepeatVector(recipe.members)(features) * seen  # (rows, members, features)
     if recipe.members > 1:
         scales = layers.EinsumDense("rmf,mf->rmf", output_shape=hidden.shape[1:])
         hidden = scales(hidden)
-        scales.set_weights([generator(SEED, "signs").choice([-1.0, 1.0], scales.kernel.shape)])
+        scales.set_weights([generator("signs").choice([-1.0, 1.0], scales.kernel.shape)])
     for units in recipe.widths:
         hidden = layers.Dense(units, activation="relu", kernel_initializer="he_normal")(hidden)
     shape = recipe.members, data.outputs
@@ -198,7 +200,8 @@ def gaussian_loss(target, predictions):
     """Return each row's squared error, divided by twice the batch's mean squared error.
 
     That divisor is taken for a constant, so that the gradient is that of the log of the RMSE: free
-    of the target's unit, like that of cross-entropy, and one PRIOR suits both.
+    of the target's unit, like that of cross-entropy, and one PRIOR suits both. It does not know
+    the weights of rows, which Keras applies afterwards.
     """
     squares = ops.square(target - predictions)
     mean_square = ops.stop_gradient(ops.mean(squares)) + keras.config.epsilon()
@@ -223,13 +226,13 @@ def train(model, vocabularies, inputs, data, recipe, learning_rate):
 
     At first the learning rate is steady, and each epoch ends at an average of its weights; later
     the rate falls to zero. After each epoch the error on validation rows is measured: the least one
-    chooses the best epoch. Unless EPOCHS is set, adapt_recipe ends training once recent epochs
-    lowered it by less than 0.2 %, or doubles the epochs where they lowered it much. inputs: frames
-    of all rows, the ids first. Raises InputError where training diverges.
+    chooses the best epoch. Unless EPOCHS is set, adapt_recipe ends training early where epochs no
+    longer pay, or doubles them where they pay well. inputs: frames of all rows, the ids first.
+    Raises InputError where training diverges.
     """
     compile_model(model, recipe, len(data.training))
-    validation = sample(data.validation, 200_000, SEED)
-    random, show = generator(SEED, "epochs"), progress(data.target_info)
+    validation = sample(data.validation, 200_000)
+    random, show = generator("epochs"), progress(data.target_info)
     errors, least, best_epoch, best_weights = [], np.inf, 0, None
     while len(errors) < recipe.steady_epochs + recipe.falling_epochs:
         epoch = len(errors) + 1
@@ -287,13 +290,13 @@ def choose_recipe(row_count, epochs, rows_to_see):
 
 
 def adapt_recipe(recipe, errors):
-    """Return the recipe with as many epochs as pay, judged by the later half of those so far.
+    """Return the recipe for the epochs to come, from the errors of those so far.
 
-    A noisy table would only be learned by heart: training ends after a steady epoch where that half
-    lowered the least error by less than 0.2 %, or half way down the fall, judged by itself, where
-    it raised it by more than 0.5 %. An exact table gains for long: all epochs are doubled where, in
-    the last steady epoch, that half lowered it by more than 30 %; or, where none is steady, by more
-    than 2 % half way down.
+    A gain is the share by which the later half of some epochs lowered their least error. A noisy
+    table would only be learned by heart: training ends after a steady epoch where the gain of all
+    so far is below 0.2 %, or half way down the fall where that of the falling epochs alone is below
+    -0.5 %. An exact table gains for long: all epochs are doubled where the gain of the steady ones
+    is above 30 %, or, where none is steady, the gain half way down the fall is above 2 %.
     """
     epoch, steady, falling = len(errors), recipe.steady_epochs, recipe.falling_epochs
     ends = doubles = False
@@ -312,7 +315,8 @@ def adapt_recipe(recipe, errors):
 
 def gain_of(errors, later):
     """Return by what share the later ones of some errors lowered the least error."""
-    return 1 - min(errors[-later:]) / min(errors[:-later], default=np.inf)
+    least = min(errors[:-later], default=np.inf)
+    return 1 - min(errors[-later:]) / least if least else 0.0
 
 
 def half_way(recipe):
@@ -689,8 +693,7 @@ def centre(numbers, columns, training):
     centres = {}
     for column in columns:
         if numbers[column].dtype == "float64":
-            median = np.float32(np.nanmedian(numbers[column][training]))  # as Keras holds it
-            centres[column] = float(median)
+            centres[column] = float(np.nanmedian(numbers[column][training]))
             numbers[column] = (numbers[column] - centres[column]).astype("float32")
     return centres
 
@@ -764,16 +767,17 @@ def split(row_count, order, split_column, seed):
     return part
 
 
-# What may be a time and does not sort as one: 3.4.2024, 04/24, 12:30, 2024-Q1, FY24, 3 Apr 2024,
-# 2023/2024, H1 2024, Week 12, Spring 2024
+# What may be a time and does not sort as one: 3.4.2024, 04/24, 12:30, 2024-Q1, 1Q24, FY24,
+# 3 Apr 2024, 03APR2024, 2023/2024, 2023/24, H1 2024, Week 12, Spring 2024
 TIME = (r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}( .*)?|\d{1,2}[./-]\d{2,4}|\d{1,2}:\d\d.*"
-        r"|\d{2,4}[ -]?[qw]\d{1,2}|[qw]\d{1,2}[ /-]?\d{2,4}|fy ?\d{2,4}"
-        r"|(19|20)\d\d[/_-](19|20)\d\d|(19|20)\d\d[ -]?[hms]\d{1,2}|[hs][12][ /-]?(19|20)\d\d"
+        r"|\d{2,4}[ -]?[qw]\d{1,2}|[qw]\d{1,2}[ /-]?\d{2,4}|[1-4] ?q ?\d{2,4}|fy ?\d{2,4}"
+        r"|(19|20)\d\d[/_-](19|20)?\d\d|(19|20)\d\d[ -]?[hms]\d{1,2}|[hs][12][ /-]?(19|20)\d\d"
         r"|(week|day|spring|summer|autumn|fall|winter)[ _]?\d+.*"
-        r"|(?=.*\d).*\b(jan(uary)?|feb(ruary)?|mar(ch)?|apr(il)?|may|june?|july?|aug(ust)?"
-        r"|sep(t|tember)?|oct(ober)?|nov(ember)?|dec(ember)?)\b.*")
-# All of them numbers: 12.2024, 122024, 12024, 3042024, 03042024
+        r"|(?=.*\d).*(?<![a-z])(jan(uary)?|feb(ruary)?|mar(ch)?|apr(il)?|may|june?|july?|aug(ust)?"
+        r"|sep(t|tember)?|oct(ober)?|nov(ember)?|dec(ember)?)(?![a-z]).*")
+# All of them numbers: 12.2024, 122024, 12024, 3042024, 03042024, or 2024.1 to 2024.12
 DATE_NUMBER = r"(\d{1,2}\.|0?[1-9]|1[0-2]|[0-3]?\d[01]\d)(19|20)\d\d"
+YEAR_MONTH = r"(19|20)\d\d\.([1-9]|1[0-2])"
 YEAR_FIRST = r"(19|20)\d\d(0[1-9]|1[0-2])([0-3]\d)?"
 
 
@@ -782,13 +786,17 @@ def rank_texts(texts, split_column):
     numbers = pd.to_numeric(texts, errors="coerce")
     dates = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=True)
     values = numbers if numbers.notna().all() else dates
-    wrong = values.isna()
-    if numbers.isna().all() and dates.isna().all() and texts.str.strip().all():
-        wrong = texts.str.lower().str.fullmatch(TIME) | texts.str.lower().isin(PARTS)
+    wrong, words = values.isna(), texts.str.strip().str.lower().isin(PARTS)
+    if words.any():
+        wrong = ~words
+    elif numbers.isna().all() and dates.isna().all() and texts.str.strip().all():
+        wrong = texts.str.lower().str.fullmatch(TIME)
         if wrong.mean() < 0.5:  # of names, a few may look like a time
             return None
     elif texts.str.fullmatch(DATE_NUMBER).all():
         wrong = ~texts.str.fullmatch(YEAR_FIRST)
+    elif texts.str.fullmatch(YEAR_MONTH).all() and texts.str.endswith(".10").any():
+        wrong = texts.str.endswith(".10")  # as a number it is the same as .1
     if wrong.any():
         raise InputError(f"SPLIT_COLUMN {split_column!r} needs numbers, dates like 2026-01-31, "
                          "names, or train, validation and test, none missing, but has "
@@ -909,16 +917,16 @@ if keras.backend.backend() == "tensorflow":
     import tensorflow as tf  # for datasets, XLA on the processor, and large matrices
 
 
-def generator(seed, purpose):
+def generator(purpose):
     """Return a generator of random numbers for one purpose: no two purposes share a stream."""
-    return np.random.default_rng([seed, *purpose.encode()])
+    return np.random.default_rng([SEED, *purpose.encode()])
 
 
-def sample(rows, limit, seed):
+def sample(rows, limit):
     """Return the rows, or as many of them at random as the limit allows."""
     if len(rows) <= limit:
         return rows
-    return generator(seed, "sample").choice(rows, limit, replace=False)
+    return generator("sample").choice(rows, limit, replace=False)
 
 
 def full_batches(rows, size):
@@ -933,7 +941,7 @@ def rows_at_once(model):
 
 
 def gather(frames, batches):
-    """Return some rows of frames: (steps, batch, columns) each for their numbers (steps, batch)."""
+    """Return copies of some rows: (steps, batch, columns) of each frame; batches: row numbers."""
     rows = batches.ravel()
     return [np.array(frame.iloc[rows]).reshape(*batches.shape, -1) for frame in frames]
 
@@ -977,7 +985,7 @@ FORGOTTEN = 0.01  # of all cells, the share; more: better for unknown categories
 
 
 def hide_some(ids, vocabularies, random):
-    """Replace some categories by row 0, which so learns what to predict of an unknown category.
+    """Replace some categories by row 0, so that its vector learns to stand for an unknown one.
 
     The rarer a category the more often, so that it is not learned by heart: one of a single row in
     half of the epochs. One cell in a hundred is forgotten altogether: it becomes -1, which is row 0
@@ -1072,7 +1080,7 @@ def score(data, predictions):
     The first one, an RMSE, of log1p with LOG_TARGET, or the log loss, is what was trained for.
     """
     target, weights, info = data.target[data.test], data.weights[data.test], data.target_info
-    figures = dict([in_units(mean_error(data, data.test, predictions), info)])
+    figures = dict([named_error(mean_error(data, data.test, predictions), info)])
     if "classes" not in info:
         both = to_units(target, info), to_units(predictions, info)
         figures["RMSE"] = float(metrics.root_mean_squared_error(*both, sample_weight=weights))
@@ -1112,8 +1120,8 @@ def bootstrap(answers, data):
     return pd.DataFrame(means[:, :-1] / means[:, -1:], columns=list(answers))
 
 
-def in_units(error, target_info):
-    """Return the name and the value of an error that training looks at, in the target's units."""
+def named_error(error, target_info):
+    """Return the name of an error that training looks at, and its value in the target's units."""
     if "classes" in target_info:
         return "log loss", error
     name = "RMSE of log1p" if target_info["log"] else "RMSE"
@@ -1131,7 +1139,6 @@ def written(figure, like=None):
 
 # Files
 
-UNKNOWN = "<unknown>"  # row 0 in the vocabulary; it is found by its place, never by this name
 ALONE = "categorical columns alone (build_embeddings.py)"  # a line of the second script's report
 
 
@@ -1202,8 +1209,8 @@ def saving(folder, run):
     """
     new = folder / ".saving"
     with plain_errors(folder):
+        new.mkdir()  # refused where another run is saving
         try:
-            new.mkdir()
             yield new
             run["files"] = sorted({*run.get("files", []), *(file.name for file in new.iterdir())})
             text = json.dumps(run, indent=1, ensure_ascii=False)
@@ -1278,7 +1285,7 @@ def first_look(matrices, vocabularies, ids, data, history, predictions):
 
 def describe_training(script, history, target_info):
     """Return the curve of a training, in the target's units."""
-    names, figures = zip(*[in_units(error, target_info) for error in history["errors"]])
+    names, figures = zip(*[named_error(error, target_info) for error in history["errors"]])
     return {"script": script, "figure": names[0], "errors": rounded(figures),
             "kept": history["kept"]}
 
@@ -1286,7 +1293,8 @@ def describe_training(script, history, target_info):
 def intervals(draws, target_info):
     """Return the 95 % interval of each model's error in the target's units, from its draws."""
     ends = draws.quantile([0.025, 0.975])
-    return {model: rounded(in_units(end, target_info)[1] for end in ends[model]) for model in ends}
+    return {model: rounded(named_error(end, target_info)[1] for end in ends[model])
+            for model in ends}
 
 
 def mean_targets(ids, vocabularies, data):
@@ -1309,16 +1317,16 @@ def mean_targets(ids, vocabularies, data):
 def describe_columns(matrices, vocabularies, means):
     """Return what look.html shows of each column: a dict of its 1,000 most frequent categories.
 
-    x, y: a place for each on a map; share: how much of the vectors' variance two directions hold,
-    line: how much one does; near: the nearest five, of few categories the nearer half, by distance,
+    x, y: a place for each on a map; share, line: how much of the vectors' variance the best two
+    directions hold, and the best one; near: the nearest five, at most half of all, by distance,
     those of 20 rows or more first. Distance, not the angle: on the flights, airports that are near
-    by distance differ by 12 minutes of air time, by angle 20, as a vector's length says much too.
+    by distance differ by 12 minutes of air time, by angle by 20, as length says much too.
     """
     columns = []
-    for weights, (name, vocabulary), known in zip(matrices, vocabularies.items(), means):
+    for weights, (name, vocabulary), targets in zip(matrices, vocabularies.items(), means):
         vectors, counts = weights[1:1001], vocabulary["count"][1:1001].to_numpy()
         places, share, layout = lay_out(vectors)
-        if known is not None and places[:, 0] @ (known - known.mean()) < 0:
+        if targets is not None and places[:, 0] @ (targets - targets.mean()) < 0:
             places[:, 0] *= -1  # to the right is higher
         distances = metrics.pairwise.euclidean_distances(vectors)
         last = np.where(np.eye(len(vectors)), 2, counts < 20)  # few rows, then itself
@@ -1327,7 +1335,7 @@ def describe_columns(matrices, vocabularies, means):
             "name": name, "dimensions": weights.shape[1], "cardinality": len(vocabulary) - 1,
             "layout": layout, "share": float(share.sum()), "line": float(share[0]),
             "categories": vocabulary["category"][1:1001].tolist(), "counts": counts.tolist(),
-            "means": None if known is None else rounded(known), "near": near.tolist(),
+            "means": None if targets is None else rounded(targets), "near": near.tolist(),
             "x": rounded(places[:, 0]), "y": rounded(places[:, 1])})
     return columns
 
@@ -1348,10 +1356,9 @@ def lay_out(vectors):
     components = decomposition.PCA(2, random_state=SEED).fit(vectors)
     share = np.nan_to_num(components.explained_variance_ratio_)
     if share.sum() > 0.6 or len(vectors) <= 30:  # t-SNE looks at 30 neighbours
-        places = components.transform(vectors)
-        return np.asarray(places, "float64"), share, "principal components"
+        return np.asarray(components.transform(vectors)), share, "principal components"
     tsne = manifold.TSNE(init="pca", max_iter=500, random_state=SEED)
-    return np.asarray(tsne.fit_transform(vectors), "float64"), share, "t-SNE"
+    return np.asarray(tsne.fit_transform(vectors)), share, "t-SNE"  # scikit-learn may give frames
 
 
 def write_look(folder, look):
@@ -1394,7 +1401,8 @@ def progress(target_info):
         first = first or seconds  # the first epoch, which compiles, says nothing of the others
         if seconds > due or epoch == most:
             due = seconds + max(3, seconds / 10)
-            (name, now), (_, kept) = in_units(errors[-1], target_info), in_units(least, target_info)
+            name, now = named_error(errors[-1], target_info)
+            _, kept = named_error(least, target_info)
             left = (seconds - first) / max(1, epoch - 1) * (most - epoch)
             left = f", about {left:.0f} s left" if epoch > 1 else ""
             place = f"epoch {epoch} of {most}"
@@ -1432,7 +1440,7 @@ def print_test(figures):
 
 
 def print_nearest(look):
-    """Print what is nearest to the three most frequent categories of each column.
+    """Print what is nearest to the three most frequent categories of each column of more than ten.
 
     Where vectors lie along one line, their order is all there is to say.
     """
@@ -1480,7 +1488,7 @@ def run_script(main, arguments=()):
     except BrokenPipeError:
         sys.exit("Stopped: the program that was reading the output has ended.")
     except KeyboardInterrupt:
-        sys.exit("Stopped: embeddings/ holds nothing that is half done.")
+        sys.exit(f"Stopped: {EMBEDDINGS_DIR}/ holds nothing that is half done.")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import json
 import os
 import shutil
 import subprocess
@@ -580,6 +581,17 @@ def test_of_two_runs_at_once_the_one_that_ends_last_is_saved(copy, monkeypatch):
     one.run_base()
     assert {"c.npy"} == {name for name in one.saved() if name.endswith(".npy")}
     assert len(one.embed(TABLE)) == 60
+
+
+def test_a_run_that_is_being_saved_is_left_alone(copy):
+    """By another run that wants to save at the same moment: before, that one took the files of the first one away."""
+    base, folder = copy().base, copy().embeddings
+    run = dict.fromkeys(["columns", "rows", "target", "test", "unknown", "validation_error"])
+    with base.saving(folder, run) as new:
+        (new / "c.npy").write_bytes(b"first")
+        with pytest.raises(base.InputError, match="cannot be written"), base.saving(folder, {}):
+            pass
+    assert (folder / "c.npy").read_bytes() == b"first" and json.loads((folder / "run.json").read_text())["files"] == ["c.npy"]
 
 
 def test_a_model_is_not_saved_beside_the_vectors_of_another_run(copy, second_run, monkeypatch):

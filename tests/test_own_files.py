@@ -293,7 +293,8 @@ def test_a_column_may_say_the_parts(pair):
     ["Apr-24", "Dec-23", "May-24"], ["12:30", "09:15", "10:00"], ["2024-01-01", "2024-02-30", "2024-03-01"],
     ["2023/2024", "2024/2025", "2022/2023"], ["2023-2024", "2024-2025", "2022-2023"], ["H1 2024", "H2 2023", "H1 2023"],
     ["2024M05", "2023M11", "2024M01"], ["Week 12", "Week 3", "week 40"], ["Spring 2024", "Fall 2023", "Summer 2023"],
-    ["12015", "112015", "92016"],
+    ["12015", "112015", "92016"], ["2024.1", "2024.2", "2024.10"], ["03APR2024", "30DEC2023", "05MAY2024"], ["2023/24", "2024/25", "2022/23"],
+    ["2023-24", "2024-25", "2022-23"], ["1Q2024", "4Q2023", "2Q2024"],
 ])  # fmt: skip
 def test_dates_that_do_not_sort_are_refused(pair, texts):
     one = pair(made_up(60).assign(day=texts * 20), {"SPLIT_COLUMN": "day"})
@@ -304,6 +305,7 @@ def test_dates_that_do_not_sort_are_refused(pair, texts):
 @pytest.mark.parametrize("texts", [
     ["20240403", "20231230", "20240505"], ["202404", "202312", "202405"], ["2024", "2023", "2022"], ["1.5", "12.25", "-3"],
     ["2024-04-03T10:00", "2023-12-30T09:00", "2024-05-05T08:00"], ["2024-04", "2023-12", "2024-05"], ["12034", "99", "7"],
+    ["2024.1", "2024.5", "2023.9"], ["2024.01", "2024.10", "2023.12"],
 ])  # fmt: skip
 def test_numbers_and_iso_dates_are_ranked_and_the_run_says_from_where_to_where(pair, capsys, texts):
     one = pair(made_up(60).assign(day=texts * 20), {"SPLIT_COLUMN": "day"})
@@ -345,6 +347,20 @@ def test_weights_count_in_training_in_boosting_and_in_the_figures(pair, capsys, 
     for name in ("mean of the training rows", "gradient boosting (scikit-learn)"):
         expected = log_loss(truth, np.full(len(truth), share), sample_weight=weights)
         assert printed[name][0] == pytest.approx(expected, rel=2e-3)
+
+
+def test_weights_count_in_the_curves_of_the_page(pair, graphs):
+    """The area under the curve that is drawn is the AUC of the report, and the groups have the weighted share of the second class."""
+    random = np.random.default_rng(0)
+    table = made_up(400).assign(w=random.choice([1, 9], 400), y=random.choice(["no", "yes"], 400))
+    one = pair(table, {"TASK": "binary", "WEIGHT_COLUMN": "w"}).run()
+    answers = one.base.read_look(one.embeddings)["answers"]
+    chances, test = one.predict(table)[one.test_rows()], table.iloc[one.test_rows()]
+    truth, weights = test["y"] == "yes", test["w"].to_numpy("float64")
+    assert np.trapezoid(*np.transpose(answers["roc"])[::-1]) == pytest.approx(roc_auc_score(truth, chances, sample_weight=weights), abs=1e-4)
+    groups = np.array_split(np.argsort(chances), 10)
+    shares = [np.average(truth.to_numpy()[group], weights=weights[group]) for group in groups]
+    assert [group[1] for group in answers["calibration"]] == pytest.approx(shares, abs=1e-4)
 
 
 def test_weights_of_a_regression_are_how_often_a_row_counts(pair, capsys):
@@ -586,6 +602,12 @@ def test_addresses_are_names(pair, name):
     one.base.SPLIT_COLUMN = "who"
     part = parts(one, [name.format(i // 3) for i in range(60)])
     assert np.bincount(part).tolist() == [48, 6, 6]
+
+
+def test_a_word_that_is_no_part_is_named(pair):
+    """By name, "test" might have been for training."""
+    one = pair(made_up(60).assign(part=["train"] * 30 + ["test"] * 10 + ["2022", "oot"] * 10), {"SPLIT_COLUMN": "part"})
+    assert "has '2022'" in one.sentence(one.run_base)
 
 
 def test_a_development_part_is_validation_and_a_single_test_row_is_too_few(pair):

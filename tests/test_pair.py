@@ -275,7 +275,7 @@ def test_boosting_knows_every_class(pair, monkeypatch, capsys):
     training = np.flatnonzero(one.base.split_rows(600) == one.base.TRAINING)
     table.loc[training[:3], "y"] = "rare"
     one = pair(table, {"TASK": "multiclass"})
-    monkeypatch.setattr(one.base, "sample", lambda rows, limit, seed: np.setdiff1d(rows, training[:3]))
+    monkeypatch.setattr(one.base, "sample", lambda rows, limit: np.setdiff1d(rows, training[:3]))
     one.run()
     assert len(report(capsys.readouterr().out)["gradient boosting (scikit-learn)"]) == 2
 

@@ -178,6 +178,11 @@ def test_when_training_ends_and_which_epoch_is_kept(base, monkeypatch, steady, f
     assert epochs == [*range(1, ends + 1)] and looked == [[4, 7]] * ends
 
 
+def test_an_error_of_zero_gains_nothing(base):
+    recipe = base.choose_recipe(100, None, 900)
+    assert base.adapt_recipe(recipe, [0.5, 0.1, 0, 0, 0, 0, 0, 0]).falling_epochs == 0, "training ends"
+
+
 def test_epochs_that_the_user_set_stay(base):
     recipe = base.choose_recipe(200_000, 4, 3_000_000)
     assert base.adapt_recipe(recipe, [1, 0.5]) == recipe
@@ -321,6 +326,16 @@ def test_each_pair_of_categories_has_a_number_of_its_own(pair):
     assert set.union(*taken) == set(range(31 * 4 + 4 * 51 + 31 * 51)) == set(range(len(model.get_layer("embedding_pairs").get_weights()[0])))
 
 
+def test_pairs_have_a_prior_however_many_classes_there_are(pair):
+    one = pair(made_up())
+    ids = keras.Input((2,), dtype="int32")
+    for outputs in (1, 3, 20):
+        table = rows_of(one.base, outputs=outputs, training=range(100))
+        effects = one.model.pair_effects(ids, [(0, 1)], [1000, 3001], table, unit=1)
+        layer = keras.Model(ids, effects).get_layer("embedding_pairs")
+        assert layer.embeddings_regularizer.l2 == pytest.approx(0.6) and layer.get_weights()[0].shape[1] == outputs
+
+
 def test_pairs_that_cannot_be_learned_are_left_out(pair):
     """Shop and weekday come up together again and again; shop and city tell no more than the shop, a ticket comes once."""
     random, one = np.random.default_rng(0), pair(made_up())
@@ -419,7 +434,7 @@ def test_target_means_against_pandas(pair, task, outputs):
     values = np.eye(3)[target] if outputs > 1 else target[:, None]
     of_all = values[:100].mean(axis=0)
     unit = (lambda mean: mean) if task == "regression" else (lambda share: np.log(share) - np.log(1 - share))
-    fold = one.base.generator(one.base.SEED, "folds").permutation(100) % 5
+    fold = one.base.generator("folds").permutation(100) % 5
     for row in (3, 120, 149):
         for group, columns in enumerate((["c"], ["c", "d"])):
             alike = (ids.loc[:99, columns] == ids.loc[row, columns]).all(axis=1).to_numpy()
@@ -448,7 +463,7 @@ def test_a_forgotten_cell_is_row_0_and_has_no_means(pair, monkeypatch):
     assert answer(-1, 0, 3, 0, 0) != answer(-1, 0, 2, 0, 0) and answer(0, 0, 2, 5, 0) != answer(0, 0, 2, 6, 0)
 
 
-def planted_steps(rows=4000):
+def planted_bins(rows=4000):
     """Return ids, numbers and a target that c and x explain together alone, and z a little; d and v say nothing of it."""
     random = np.random.default_rng(0)
     ids = pd.DataFrame({"c": random.integers(1, 9, rows), "d": random.integers(1, 9, rows)})
@@ -457,45 +472,45 @@ def planted_steps(rows=4000):
     return ids, numbers, (signal + random.normal(scale=0.5, size=rows)).to_numpy()
 
 
-def test_a_pair_with_a_number_is_chosen_where_its_means_tell(pair):
+def test_a_pair_with_a_number_is_chosen_where_they_interact(pair):
     """Of ten pairs the one that says something; of a target of chance none, though the means of a few rows follow their own targets."""
-    one, (ids, numbers, target) = pair(made_up()), planted_steps()
+    one, (ids, numbers, target) = pair(made_up()), planted_bins()
     for planted in (True, False):
         data = rows_of(one.base, target=target if planted else np.random.default_rng(1).permutation(target), outputs=1, training=np.arange(3500))
         means, tables = one.model.target_means(ids, numbers, [], data)
         assert [*tables.means] == [(2,), (3,), (4,), *[(0, 2)] * planted], "the numbers are the columns 2 to 4"
     own = data.target[:3500] - data.target[:3500].mean()
     assert abs(np.corrcoef(own, means.iloc[:3500].sum(axis=1))[0, 1]) < 0.1, "no row sees its own target"
-    cells = one.model.to_cells([ids, numbers], tables.steps)[:3500]
+    cells = one.model.to_cells([ids, numbers], tables.edges)[:3500]
     rows = pd.Series(own).groupby(cells[:, 2] * 100 + cells[:, 0]).transform("mean")
     assert np.corrcoef(own, rows)[0, 1] > 0.3, "as it would if means held it"
 
 
-def test_what_means_tell_counts_rows_by_their_weight_and_no_chance(pair):
-    """As many copies of a row are a weight; means that go against the target, as cross-fitted ones of chance do, tell nothing."""
+def test_what_means_explain_counts_rows_by_their_weight_and_no_chance(pair):
+    """As many copies of a row are a weight; means that go against the target, as cross-fitted ones of chance do, explain nothing."""
     random, one = np.random.default_rng(0), pair(made_up())
     target, weights = random.normal(size=(500, 1)), random.integers(1, 6, (500, 1))
     means = 0.5 * target + random.normal(size=(500, 1))
     copies = np.corrcoef(np.repeat(means, weights[:, 0]), np.repeat(target, weights[:, 0]))[0, 1]
-    assert one.model.share_told(means, target, weights) == pytest.approx(copies**2) != pytest.approx(np.corrcoef(means.T, target.T)[0, 1] ** 2)
-    assert one.model.share_told(-means, target, weights) == 0
+    assert one.model.explained_variance(means, target, weights) == pytest.approx(copies**2) != pytest.approx(np.corrcoef(means.T, target.T)[0, 1] ** 2)
+    assert one.model.explained_variance(-means, target, weights) == 0
 
 
-def test_steps_and_their_means_are_the_same_in_the_saved_model(pair):
-    """On which step a number stands: so many of the 65 edges are not above it, at least 1; 0 if missing, -1 beside an unknown category."""
-    one, (ids, numbers, target) = pair(made_up()), planted_steps()
+def test_bins_and_their_means_are_the_same_in_the_saved_model(pair):
+    """The bin of a number: so many of the 65 edges are not above it, at least 1; 0 if missing, -1 beside an unknown category."""
+    one, (ids, numbers, target) = pair(made_up()), planted_bins()
     numbers = numbers.assign(v=numbers["v"].round(1))
     means, tables = one.model.target_means(ids, numbers, [], rows_of(one.base, target=target, outputs=1, training=np.arange(3500)))
-    steps = tables.steps
-    assert steps.shape == (3, 65) and [*np.sort(numbers["v"][:3500].unique())[[0, -1]]] == [*steps[1, [0, -1]]]
-    hard = [np.nan, -np.inf, np.inf, 0, *steps[1], *np.nextafter(steps[1][steps[1] != 0], -np.inf)]
+    edges = tables.edges
+    assert edges.shape == (3, 65) and [*np.sort(numbers["v"][:3500].unique())[[0, -1]]] == [*edges[1, [0, -1]]]
+    hard = [np.nan, -np.inf, np.inf, 0, *edges[1], *np.nextafter(edges[1][edges[1] != 0], -np.inf)]
     some = pd.DataFrame({"x": hard, "v": hard, "z": hard}, dtype="float32")
     new = pd.DataFrame({"c": np.arange(len(hard)) % 10, "d": 1}, dtype="int32")
-    cells = one.model.to_cells([new, some], steps)
+    cells = one.model.to_cells([new, some], edges)
     for column, name in enumerate(some):
-        climbed = [max(1, sum(edge <= value for edge in steps[column].tolist())) for value in some[name].tolist()]
-        climbed[0] = 0  # which is missing
-        assert [*cells[:, 2 + column]] == [-1 if row % 10 == 0 else climbed[row] for row in range(len(hard))]
+        bins = [max(1, sum(edge <= value for edge in edges[column].tolist())) for value in some[name].tolist()]
+        bins[0] = 0  # which is missing
+        assert [*cells[:, 2 + column]] == [-1 if row % 10 == 0 else bins[row] for row in range(len(hard))]
     inputs = keras.Input((2,), dtype="int32"), keras.Input((3,))
     network = keras.Model(inputs, one.model.means_layer(inputs, tables))
     looked_up = one.model.look_up_means([new, some], tables)
@@ -503,7 +518,7 @@ def test_steps_and_their_means_are_the_same_in_the_saved_model(pair):
     assert looked_up.nunique().min() > 3 and not looked_up[::10].to_numpy().any()
     for row in range(3600, 3700):  # which are not for training; the mean of four folds of five is near that of all
         alike = target[:3500][(numbers["v"][:3500] == numbers["v"][row]).to_numpy()]
-        if 200 > len(alike) > 20 and abs(numbers["v"][row]) < 1:  # where each value has a step of its own
+        if 200 > len(alike) > 20 and abs(numbers["v"][row]) < 1:  # where each value has a bin of its own
             of_all = target[:3500].mean()
             assert means.iloc[row, 1] == pytest.approx((alike.sum() - len(alike) * of_all) / (len(alike) + 10), abs=0.03)
 
