@@ -465,59 +465,54 @@ Data = namedtuple("Data", "table target target_info outputs weights centres trai
 
 
 def load_rows(categorical_columns, numerical_columns):
-    """Read and split the table: both scripts do it here, and so train and test on the same rows."""
-    settings = Settings(TARGET_COLUMN, TASK, LOG_TARGET, SPLIT_COLUMN, WEIGHT_COLUMN, SEED)
-    return read_rows(DATA_FILE, categorical_columns, numerical_columns, settings)
-
-
-def read_rows(data_file, categorical_columns, numerical_columns, settings):
     """Return the table, its target as the network learns it, and the row numbers of its parts.
 
-    target_info turns predictions back into the target's units, outputs is how many numbers the
-    network predicts for a row, weights has mean 1 on the training rows, centres is what was taken
-    off columns too exact for float32, and fingerprints tell these rows from others.
+    Both scripts call this, and so train and test on the same rows. target_info turns predictions
+    back into the target's units, outputs is how many numbers the network predicts for a row,
+    weights has mean 1 on the training rows, centres is what was taken off columns too exact for
+    float32, and fingerprints tell these rows from others.
     """
-    check_columns(categorical_columns, numerical_columns, settings)
-    target_column, task, _, split_column, weight_column, seed = settings
+    settings = Settings(TARGET_COLUMN, TASK, LOG_TARGET, SPLIT_COLUMN, WEIGHT_COLUMN, SEED)
+    check_columns(categorical_columns, numerical_columns)
     texts = dict.fromkeys(categorical_columns, "CATEGORICAL_COLUMNS")
     numbers = dict.fromkeys(numerical_columns, "NUMERICAL_COLUMNS in build_embed_model.py")
-    (numbers if task == "regression" else texts)[target_column] = "TARGET_COLUMN"
-    if weight_column:
-        numbers.setdefault(weight_column, "WEIGHT_COLUMN")
-    if split_column:
-        texts.setdefault(split_column, "SPLIT_COLUMN")
-    with stage(f"Reading {data_file}"):
-        texts, numbers = read_table(data_file, texts, numbers, target_column)
-        target = (numbers if task == "regression" else texts)[target_column]
-        part = split(len(target), texts.get(split_column), split_column, seed)
+    (numbers if TASK == "regression" else texts)[TARGET_COLUMN] = "TARGET_COLUMN"
+    if WEIGHT_COLUMN:
+        numbers.setdefault(WEIGHT_COLUMN, "WEIGHT_COLUMN")
+    if SPLIT_COLUMN:
+        texts.setdefault(SPLIT_COLUMN, "SPLIT_COLUMN")
+    with stage(f"Reading {DATA_FILE}"):
+        texts, numbers = read_table(texts, numbers)
+        target = (numbers if TASK == "regression" else texts)[TARGET_COLUMN]
+        part = split(len(target), texts.get(SPLIT_COLUMN))
         parts = [np.flatnonzero(part == which).astype("int32") for which in range(3)]
-        weights = read_weights(numbers.get(weight_column), weight_column, parts, len(target))
+        weights = read_weights(numbers.get(WEIGHT_COLUMN), parts, len(target))
         fingerprints = {"settings": [*settings], "split": fingerprint(part)}
-        for column in filter(None, [*categorical_columns, target_column, weight_column]):
+        for column in filter(None, [*categorical_columns, TARGET_COLUMN, WEIGHT_COLUMN]):
             cells = numbers[column] if column in numbers else texts[column]
             fingerprints[f"cells of {column}"] = fingerprint(cells)
-        target, target_info = encode_target(target, parts, weights, data_file, settings)
+        target, target_info = encode_target(target, parts, weights)
         centres = centre(numbers, numerical_columns, parts[TRAINING])
         sizes = "{:,} train, {:,} validation, {:,} test".format(*map(len, parts))
         print(f"  {len(target):,} rows: {sizes}")
         groups = None
-        if split_column:
-            print_parts(texts[split_column], part, split_column)
-            groups = texts[split_column].codes[parts[TEST]]
+        if SPLIT_COLUMN:
+            print_parts(texts[SPLIT_COLUMN], part)
+            groups = texts[SPLIT_COLUMN].codes[parts[TEST]]
     table = pd.DataFrame({column: texts[column] for column in categorical_columns}
                          | {column: numbers[column] for column in numerical_columns}, copy=False)
-    outputs = len(target_info["classes"]) if task == "multiclass" else 1
+    outputs = len(target_info["classes"]) if TASK == "multiclass" else 1
     return Data(table, target, target_info, outputs, weights, centres, *parts, groups, fingerprints)
 
 
-def check_columns(categorical_columns, numerical_columns, settings):
+def check_columns(categorical_columns, numerical_columns):
     """Raise InputError where a column is named in two places that exclude each other."""
     columns = [*categorical_columns, *numerical_columns]
     twice = [column for column in columns if columns.count(column) > 1]
     if twice:
         raise InputError(f"Column {twice[:1]} is listed twice: leave it in one place of one list.")
-    if settings.target_column in [*columns, settings.split_column, settings.weight_column]:
-        raise InputError(f"TARGET_COLUMN {settings.target_column!r} must not be an input as well: "
+    if TARGET_COLUMN in [*columns, SPLIT_COLUMN, WEIGHT_COLUMN]:
+        raise InputError(f"TARGET_COLUMN {TARGET_COLUMN!r} must not be an input as well: "
                          "take it off the lists.")
 
 
@@ -584,12 +579,12 @@ def here(name):
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def read_chunks(data_file, columns):
+def read_chunks(columns):
     """Yield 256 rows at a time: the file, the lines on which they begin, the columns' cells.
 
     columns: {name: the setting that names it}.
     """
-    path = str(here(data_file))
+    path = str(here(DATA_FILE))
     files = [path] if os.path.isfile(path) else sorted(glob.glob(path, recursive=True))
     if not files:
         raise InputError(f"No file {path}: correct DATA_FILE in build_embeddings.py.")
@@ -629,8 +624,8 @@ def checked_numbers(cells, column, file, lines):
     return numbers
 
 
-def read_table(data_file, text_columns, number_columns, target_column):
-    """Return columns of DATA_FILE in two dicts: Categoricals, and numbers, the target as float64.
+def read_table(text_columns, number_columns):
+    """Return columns of the table in two dicts: Categoricals, and numbers, the target as float64.
 
     Text becomes codes chunk by chunk, so that it is never in memory as a whole. Numbers are float32
     where that can tell them apart, else float64. The columns: {name: the setting that names it}.
@@ -639,34 +634,34 @@ def read_table(data_file, text_columns, number_columns, target_column):
     texts = {column: [] for column in text_columns}
     numbers = {column: [] for column in number_columns}
     pending = {column: [] for column in number_columns}
-    missing = MISSING_NUMBERS if target_column in number_columns else [""]
+    missing = MISSING_NUMBERS if TARGET_COLUMN in number_columns else [""]
     row_count, without_target, first_without = 0, 0, None
-    for file, lines, cells in read_chunks(data_file, text_columns | number_columns):
+    for file, lines, cells in read_chunks(text_columns | number_columns):
         for column, code in codes.items():
             found = [code.setdefault(cell, len(code)) for cell in cells[column]]
             texts[column].append(np.array(found, "int32"))
         for column in number_columns:
             pending[column].append(checked_numbers(cells[column], column, file, lines))
             if len(pending[column]) == 256:
-                numbers[column].append(compact(pending[column], column == target_column))
+                numbers[column].append(compact(pending[column], column == TARGET_COLUMN))
                 pending[column] = []
         row_count += len(lines)
-        places = [line for line, cell in zip(lines, cells[target_column])
+        places = [line for line, cell in zip(lines, cells[TARGET_COLUMN])
                   if cell.strip() in missing]
         if places:
             first_without = first_without or f"{file}, line {places[0]}"
             without_target += len(places)
     if row_count < 20:
-        raise InputError(f"{data_file} has {row_count} rows below its header; "
+        raise InputError(f"{DATA_FILE} has {row_count} rows below its header; "
                          "20 are the fewest that can be split in three.")
     if without_target:
-        raise InputError(f"{first_without}: no {target_column!r}, as in {without_target:,} rows in "
+        raise InputError(f"{first_without}: no {TARGET_COLUMN!r}, as in {without_target:,} rows in "
                          "all; remove these rows.")
     for column, code in codes.items():
         categories = pd.Index(list(code), dtype=object)
         texts[column] = pd.Categorical.from_codes(np.concatenate(texts[column]), categories)
     for column, chunks in numbers.items():
-        numbers[column] = compact([*chunks, *pending[column]], column == target_column)
+        numbers[column] = compact([*chunks, *pending[column]], column == TARGET_COLUMN)
     return texts, numbers
 
 
@@ -698,13 +693,13 @@ def centre(numbers, columns, training):
     return centres
 
 
-def read_weights(weights, weight_column, parts, row_count):
+def read_weights(weights, parts, row_count):
     """Return the weight of each row, mean 1 on the training rows; without WEIGHT_COLUMN all 1."""
     if weights is None:
         return np.ones(row_count, "float32")
     wrong = ~(weights > 0)
     if wrong.any():
-        raise InputError(f"WEIGHT_COLUMN {weight_column!r} needs a number above 0 in each row, but "
+        raise InputError(f"WEIGHT_COLUMN {WEIGHT_COLUMN!r} needs a number above 0 in each row, but "
                          f"has {weights[wrong][0]:g} (nan: missing) in {wrong.sum():,}: remove "
                          "these rows.")
     return (weights / weights[parts[TRAINING]].mean(dtype="float64")).astype("float32")
@@ -725,23 +720,23 @@ def split_rows(row_count, order=None):
     one part; train, validation and test are what they say. Raises InputError; warns where the saved
     run was of another split.
     """
-    part, run = split(row_count, order, SPLIT_COLUMN, SEED), read_run(here(EMBEDDINGS_DIR))
+    part, run = split(row_count, order), read_run(here(EMBEDDINGS_DIR))
     if run and run["rows"]["split"] != fingerprint(part):
         warnings.warn(f"{EMBEDDINGS_DIR}/ was learned from other rows than these, or with another "
                       "SEED or SPLIT_COLUMN: it has seen test rows.", stacklevel=2)
     return part
 
 
-def split(row_count, order, split_column, seed):
+def split(row_count, order):
     """Return the part of every row, int8, as split_rows says it."""
-    tenth, random = row_count // 10, np.random.default_rng(seed)
+    tenth, random = row_count // 10, np.random.default_rng(SEED)
     sizes = [row_count - 2 * tenth, tenth, tenth]
-    if not split_column:
+    if not SPLIT_COLUMN:
         part = np.repeat(np.array([TRAINING, VALIDATION, TEST], "int8"), sizes)
         return random.permutation(part)
     order = pd.Categorical([] if order is None else order).remove_unused_categories()
     if len(order) != row_count or (order.codes < 0).any():
-        raise InputError(f"split_rows needs the text of SPLIT_COLUMN {split_column!r} in each of "
+        raise InputError(f"split_rows needs the text of SPLIT_COLUMN {SPLIT_COLUMN!r} in each of "
                          f"the {row_count:,} rows: read the file with dtype=str, "
                          "keep_default_na=False.")
     texts = pd.Series(order.categories).astype(str)
@@ -753,7 +748,7 @@ def split(row_count, order, split_column, seed):
             part[random.choice(training, len(training) // 10, replace=False)] = VALIDATION
         least = 1
     else:
-        rank = rank_texts(texts, split_column)
+        rank = rank_texts(texts)
         if rank is None:  # names, in random order
             rank = random.permutation(len(texts))[np.argsort(np.argsort(texts.to_numpy(object)))]
         rank = rank[order.codes]
@@ -762,7 +757,7 @@ def split(row_count, order, split_column, seed):
         least = row_count / 2
     sizes = np.bincount(part, minlength=3)
     if sizes.min() < 2 or sizes[TRAINING] < least:
-        raise InputError(f"SPLIT_COLUMN {split_column!r} has too few values, or too many rows of "
+        raise InputError(f"SPLIT_COLUMN {SPLIT_COLUMN!r} has too few values, or too many rows of "
                          "one, to hold out two tenths.")
     return part
 
@@ -781,7 +776,7 @@ YEAR_MONTH = r"(19|20)\d\d\.([1-9]|1[0-2])"
 YEAR_FIRST = r"(19|20)\d\d(0[1-9]|1[0-2])([0-3]\d)?"
 
 
-def rank_texts(texts, split_column):
+def rank_texts(texts):
     """Return the rank of each text by its value, a number or an ISO date; None if all are names."""
     numbers = pd.to_numeric(texts, errors="coerce")
     dates = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=True)
@@ -798,17 +793,17 @@ def rank_texts(texts, split_column):
     elif texts.str.fullmatch(YEAR_MONTH).all() and texts.str.endswith(".10").any():
         wrong = texts.str.endswith(".10")  # as a number it is the same as .1
     if wrong.any():
-        raise InputError(f"SPLIT_COLUMN {split_column!r} needs numbers, dates like 2026-01-31, "
+        raise InputError(f"SPLIT_COLUMN {SPLIT_COLUMN!r} needs numbers, dates like 2026-01-31, "
                          "names, or train, validation and test, none missing, but has "
                          f"{texts[wrong].iloc[0][:50]!r}; put a letter before ids.")
     return values.rank(method="dense").to_numpy("int64")
 
 
-def print_parts(order, part, split_column):
+def print_parts(order, part):
     """Print which values of SPLIT_COLUMN are in each part."""
     texts = pd.Series(order.categories).astype(str)
     is_word = texts.str.strip().str.lower().isin(PARTS).all()
-    rank = None if is_word else rank_texts(texts, split_column)
+    rank = None if is_word else rank_texts(texts)
     shown = []
     for which, name in enumerate(["train", "validation", "test"]):
         codes = np.unique(order.codes[part == which])
@@ -818,81 +813,82 @@ def print_parts(order, part, split_column):
             ends = codes[[rank[codes].argmin(), rank[codes].argmax()]]
             shown.append(f"{name} {' to '.join(texts[ends])}")
     kind = " (names, in random order)" if rank is None and not is_word else ""
-    print(f"  by {split_column}{kind}: {', '.join(shown)}")
+    print(f"  by {SPLIT_COLUMN}{kind}: {', '.join(shown)}")
 
 
 # The target
 
 
-def encode_target(target, parts, weights, data_file, settings):
+def encode_target(target, parts, weights):
     """Return the target as the network learns it, and a dict of what turns predictions back.
 
     Regression: float32, mean 0 and standard deviation 1 on the training rows; of training and
     validation rows, extreme values are taken for the largest or smallest other one. Classes: int32
     positions in "classes", sorted as text; a binary network predicts the probability of the second.
     """
-    name, task, log_target, *_ = settings
     training, _, test = parts
-    if task != "regression":
-        return encode_classes(target, training, test, name, task)
-    if log_target and target.min() <= -1:
-        raise InputError(f"LOG_TARGET needs values above -1, but {name!r} has {target.min():g}.")
+    if TASK != "regression":
+        return encode_classes(target, training, test)
+    if LOG_TARGET and target.min() <= -1:
+        raise InputError(f"LOG_TARGET needs values above -1, but {TARGET_COLUMN!r} has "
+                         f"{target.min():g}.")
     if target.min() < target.max() and np.isin(target, [target.min(), target.max()]).all():
-        print(f"  {name} has two values: TASK = 'binary' if they are classes")
-    if log_target and target.max() < 0.5:
-        print(f"  LOG_TARGET does little: {name} has no value above 0.5, where log1p hardly bends; "
-              "multiply it, say by 1000.")
-    values = np.log1p(target) if log_target else target
+        print(f"  {TARGET_COLUMN} has two values: TASK = 'binary' if they are classes")
+    if LOG_TARGET and target.max() < 0.5:
+        print(f"  LOG_TARGET does little: {TARGET_COLUMN} has no value above 0.5, where log1p "
+              "hardly bends; multiply it, say by 1000.")
+    values = np.log1p(target) if LOG_TARGET else target
     low, high = np.quantile(values[training], [0.01, 0.99])  # between them are 98 %
     learned, extreme = values.copy(), np.abs(values - low) > (100 * (high - low) or np.inf)
     if extreme.any():
-        print_extremes(target[extreme], data_file, name)
+        print_extremes(target[extreme])
         usual = values[training][~extreme[training]]
         learned[extreme] = values[extreme].clip(usual.min(), usual.max())
     mean = float(np.average(learned[training], weights=weights[training]))
     spread = np.average((learned[training] - mean) ** 2, weights=weights[training])
     std = float(spread**0.5)
     if std <= 1e-12 * abs(mean):
-        raise InputError(f"TARGET_COLUMN {name!r} has one value in all training rows: "
+        raise InputError(f"TARGET_COLUMN {TARGET_COLUMN!r} has one value in all training rows: "
                          "there is nothing to learn.")
     learned[test] = values[test]  # the report is on what the file says
-    info = {"mean": mean, "std": std, "log": log_target}
+    info = {"mean": mean, "std": std, "log": LOG_TARGET}
     return ((learned - mean) / std).astype("float32"), info
 
 
-def print_extremes(extremes, data_file, name):
+def print_extremes(extremes):
     """Print the extreme values of the target and where they stand in the file."""
     places = []
-    for file, lines, cells in read_chunks(data_file, {name: "TARGET_COLUMN"}):
-        found = np.flatnonzero(np.isin(to_numbers(cells[name]), extremes))
-        places += [f"{cells[name][row]} ({file}, line {lines[row]})" for row in found]
+    for file, lines, cells in read_chunks({TARGET_COLUMN: "TARGET_COLUMN"}):
+        found = np.flatnonzero(np.isin(to_numbers(cells[TARGET_COLUMN]), extremes))
+        places += [f"{cells[TARGET_COLUMN][row]} ({file}, line {lines[row]})" for row in found]
     more = f" and {len(places) - 4:,} more" if len(places) > 4 else ""
-    print(f"  {name} has extreme values, which training takes for the next usual one: "
+    print(f"  {TARGET_COLUMN} has extreme values, which training takes for the next usual one: "
           f"{', '.join(places[:4])}{more}. Correct them if they are mistakes, else try LOG_TARGET.")
 
 
-def encode_classes(target, training, test, name, task):
+def encode_classes(target, training, test):
     """Return the positions of the target's classes, and the classes, as encode_target says it."""
     classes = sorted(target[training].unique())
-    if len(classes) < 2 or (task == "binary" and len(classes) > 2):
-        wanted = "two" if task == "binary" else "two or more"
-        raise InputError(f"TARGET_COLUMN {name!r} has {len(classes)} classes in the training "
-                         f"rows ({', '.join(map(repr, classes))[:80]}); "
-                         f"TASK {task!r} needs {wanted}.")
+    if len(classes) < 2 or (TASK == "binary" and len(classes) > 2):
+        wanted = "two" if TASK == "binary" else "two or more"
+        raise InputError(f"TARGET_COLUMN {TARGET_COLUMN!r} has {len(classes)} classes in the "
+                         f"training rows ({', '.join(map(repr, classes))[:80]}); TASK {TASK!r} "
+                         f"needs {wanted}.")
     labels = target.set_categories(classes).codes.astype("int32")
     if (labels < 0).any():
         lost = ", ".join(map(repr, target[labels < 0].unique()))
-        raise InputError(f"Of {name!r} these classes are in no training row: {lost[:300]}; remove "
-                         "their rows or join them to others.")
+        raise InputError(f"Of {TARGET_COLUMN!r} these classes are in no training row: "
+                         f"{lost[:300]}; remove their rows or join them to others.")
     odd = [label for label in classes if fold(label) in ("na", "n/a", "nan", "null", "none", "?")]
     odd += itertools.chain(*alike(classes))
     if odd:
-        print(f"  classes of {name} that look missing or double: {', '.join(map(repr, odd))[:300]}")
+        odd = ", ".join(map(repr, odd))
+        print(f"  classes of {TARGET_COLUMN} that look missing or double: {odd[:300]}")
     for_test = set(range(len(classes))) - {*labels[test]}
     if for_test:
         lost = ", ".join(repr(classes[label]) for label in sorted(for_test))
         print(f"  no test row has the class {lost[:300]}, so that the report says nothing of it"
-              + (" and has no AUC" if task == "binary" else ""))
+              + (" and has no AUC" if TASK == "binary" else ""))
     return labels, {"classes": classes}
 
 

@@ -198,7 +198,7 @@ def test_the_split_among_the_numbers_is_refused(copy, untrained):
 
 def read(one, columns, numbers):
     """Return the columns as the scripts read them from the table."""
-    tables = one.call(one.base.read_table, one.base.DATA_FILE, dict.fromkeys(columns), dict.fromkeys(numbers), "y")
+    tables = one.call(one.base.read_table, dict.fromkeys(columns), dict.fromkeys(numbers))
     return {name: list(values) for table in tables for name, values in table.items()}
 
 

@@ -58,7 +58,7 @@ def test_every_cell_is_read_as_its_text(pair, cardinality):
     """Also where the codes of a column outgrow one byte or two on the way."""
     texts = [f"{i:x}" for i in [*range(cardinality), *np.random.default_rng(0).integers(0, cardinality, 1000)]]
     one = pair(pd.DataFrame({"c": texts, "y": range(len(texts))}))
-    columns, numbers = one.call(one.base.read_table, "table.csv", {"c": ""}, {"y": ""}, "y")
+    columns, numbers = one.call(one.base.read_table, {"c": ""}, {"y": ""})
     assert columns["c"].tolist() == texts and numbers["y"].tolist() == list(range(len(texts)))
 
 
@@ -66,7 +66,7 @@ def test_spaces_where_a_line_begins_are_kept(pair):
     """pandas drops some of them where its buffer of 256 KB happens to end inside them."""
     texts = [" " * 50 + "x"] * 30_000
     one = pair(pd.DataFrame({"c": texts, "y": 1.0}))
-    columns, _ = one.call(one.base.read_table, "table.csv", {"c": ""}, {"y": ""}, "y")
+    columns, _ = one.call(one.base.read_table, {"c": ""}, {"y": ""})
     assert columns["c"].categories.tolist() == texts[:1]
 
 
