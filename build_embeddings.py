@@ -781,11 +781,11 @@ def rank_texts(texts):
     numbers = pd.to_numeric(texts, errors="coerce")
     dates = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=True)
     values = numbers if numbers.notna().all() else dates
-    wrong, words = values.isna(), texts.str.strip().str.lower().isin(PARTS)
-    if words.any():
-        wrong = ~words
+    wrong, words = values.isna(), texts.str.strip().str.lower().map(PARTS)
+    if {TRAINING, TEST} <= {*words}:
+        wrong = words.isna()
     elif numbers.isna().all() and dates.isna().all() and texts.str.strip().all():
-        wrong = texts.str.lower().str.fullmatch(TIME)
+        wrong = texts.str.lower().str.fullmatch(TIME) | words.notna()
         if wrong.mean() < 0.5:  # of names, a few may look like a time
             return None
     elif texts.str.fullmatch(DATE_NUMBER).all():

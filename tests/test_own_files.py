@@ -608,6 +608,8 @@ def test_a_word_that_is_no_part_is_named(pair):
     """By name, "test" might have been for training."""
     one = pair(made_up(60).assign(part=["train"] * 30 + ["test"] * 10 + ["2022", "oot"] * 10), {"SPLIT_COLUMN": "part"})
     assert "has '2022'" in one.sentence(one.run_base)
+    teams = np.repeat(["dev", "test", *(f"team {letter}" for letter in "abcdefghijklmnopqr")], 3)
+    assert np.bincount(parts(one, teams)).tolist() == [48, 6, 6], "dev and test, without train, are names among names"
 
 
 def test_a_development_part_is_validation_and_a_single_test_row_is_too_few(pair):
