@@ -142,7 +142,7 @@ def main():
     recipe = base.choose_recipe(len(rows), None, 3_000_000)
     pairs = script.pairs_that_repeat(ids, data)
     frames = ids, numbers, pd.DataFrame(index=ids.index)  # so large a table has no mean targets
-    model = script.build_model(matrices, frames, pairs, data, recipe, validation_error=0.01)
+    model = script.build_model(matrices, frames, pairs, None, data, recipe, validation_error=0.01)
     base.compile_model(model, recipe, len(rows))
     few = rows[: STEPS * recipe.batch_size].reshape(STEPS, recipe.batch_size)
     batches = base.feed(base.gather([ids, numbers], few), data, few, recipe.members)
