@@ -114,8 +114,8 @@ def load_embedding(column, run):
 
 # The network
 
-PRIOR = 60  # not times a vector's length, as in build_embeddings.py: a stronger one would hold rare
-# categories at zero where numbers say more
+PRIOR = 60  # unlike in build_embeddings.py, not times a vector's length: a stronger one would hold
+# rare categories at zero where numbers say more
 
 
 def build_model(matrices, frames, pairs, tables, data, recipe, validation_error):
@@ -148,7 +148,8 @@ def build_model(matrices, frames, pairs, tables, data, recipe, validation_error)
         effects = pair_effects(rows, pairs, [len(m) for m in matrices], data, unit)
     features = layers.concatenate(features)
     seen = np.ones((recipe.members, features.shape[1]), "float32")
-    if numbers.shape[1]:  # half of the members do without means, which invite to learn by heart
+    if numbers.shape[1]:  # else there is little else to see
+        # half of the members do without means, which are easily learned by heart
         seen[: recipe.members // 2, before_means:] = 0
     return keras.Model(inputs, base.ensemble(features, data, recipe, effects, seen))
 
@@ -163,7 +164,7 @@ def embed_numbers(numbers, medians, scales, edges):
 
     Each column is scaled and softly clipped to -3 ... 3 (RealMLP), so that no outlier weighs more;
     a missing cell becomes 0 and sets a mark. Each is also encoded piecewise linearly: for each bin
-    0 below it, 1 above it, and between how far the number has come; of these a small layer makes
+    0 below it, 1 above it, and within it how far the number has come; of these a small layer makes
     bends and jumps (Gorishniy et al. 2022). edges: of the bins, (columns, BINS + 1).
     """
     edges = (edges - medians[:, None]) * scales[:, None]
@@ -174,12 +175,12 @@ def embed_numbers(numbers, medians, scales, edges):
 
     widths = np.diff(edges)
     slopes = 1 / np.where(widths > 1e-30, widths, 1.0)
-    ladder = layers.Rescaling(slopes.tolist(), (-edges[:, :-1] * slopes).tolist())
-    passed = ladder(ops.repeat(ops.expand_dims(scaled, 2), BINS, axis=2))
+    into_bins = layers.Rescaling(slopes.tolist(), (-edges[:, :-1] * slopes).tolist())
+    shares = into_bins(ops.repeat(ops.expand_dims(scaled, 2), BINS, axis=2))
     random = keras.initializers.RandomNormal(stddev=BINS**-0.5)
     bends = layers.EinsumDense("rcb,cbf->rcf", output_shape=(len(edges), 12), bias_axes="cf",
                                activation="relu", kernel_initializer=random)
-    bent = bends(ops.clip(passed, 0.0, 1.0))
+    bent = bends(ops.clip(shares, 0.0, 1.0))
     return layers.concatenate([layers.Flatten()(bent), clipped, ops.cast(missing, "float32")])
 
 
@@ -217,8 +218,8 @@ def pair_effects(ids, places, sizes, data, unit):
     first, second = np.transpose(places)
     sizes = np.array(sizes)
     ends = np.cumsum(sizes[first] * sizes[second])  # each pair of columns has numbers of its own
-    # of more pairs some share a number: 2**18 - 5 is prime, and that many AdamW can still update
-    count = min(int(ends[-1]), (2**18 - 5) // data.outputs)
+    # of more pairs some share a number; a larger matrix would have no prior, see base.is_large
+    count = min(int(ends[-1]), 2**18 - 5, 499_999 // data.outputs)
     offsets = (-ends % count).astype("int32")
     factors = np.minimum(sizes[second], 104_729).astype("int32")  # a prime; a wrap does no harm
     codes = ops.take(ids, first, axis=1) * factors + ops.take(ids, second, axis=1) + offsets
@@ -261,7 +262,7 @@ def fit_scales(numbers, training):
 FOLDS = 5
 WIDTH = 46_340  # the most ids of a column in a pair: the square of one more does not fit int32
 SMOOTHING = 10  # the mean of so many rows counts as much as that of all rows
-# edges of bins, (numbers, BINS + 1), and {group: a frame of its means, by its code}
+# edges of bins, (numbers, BINS + 1), and {group: a frame of its means, their codes the index}
 Tables = namedtuple("Tables", "edges means")
 
 
@@ -322,8 +323,8 @@ def to_cells(frames, edges):
 def interacting_pairs(cells, sizes, first, fit, targets, weights):
     """Return the places of pairs of columns, one or both a number, that interact.
 
-    Their cross-fitted means explain half a per cent more of the target's variance than those of
-    either column: what boosting finds in two splits, and dense layers miss in few rows. At most 32,
+    Their cross-fitted means explain at least half a per cent more of the target's variance than
+    those of either column: what boosting finds in two splits, and dense layers miss. At most 32,
     of the 16 columns with the most categories and the 16 numbers with the most bins. sizes: how
     many categories or bins each column has; first: the place of the first number.
     """
@@ -343,9 +344,9 @@ def interacting_pairs(cells, sizes, first, fit, targets, weights):
 
 
 def explained_variance(means, targets, weights):
-    """Return which share of the targets' variance means explain: the square of their correlation.
+    """Return the share of the targets' variance that means explain: their squared correlation.
 
-    Where that is negative, as by chance, they explain nothing.
+    Where the correlation is negative, as it may be by chance, they explain nothing.
     """
     centred = [each - np.average(each, axis=0, weights=weights[:, 0])
                for each in (means[:, : targets.shape[1]], targets)]
@@ -443,15 +444,18 @@ def boost(ids, numbers, data):
     encoded = "continuous" if base.TASK == "regression" else "auto"
     encoder = make_column_transformer(
         ("passthrough", few), (TargetEncoder(target_type=encoded), many), remainder="passthrough")
-    table = pd.concat([ids, numbers], axis=1)
-    features = encoder.fit_transform(table.iloc[training], data.target[training])
-    booster = fit_booster(features, training, encoder.transform(table.iloc[validation]), validation,
+
+    def table(chosen):
+        return pd.concat([ids.iloc[chosen], numbers.iloc[chosen]], axis=1)
+
+    features = encoder.fit_transform(table(training), data.target[training])
+    booster = fit_booster(features, training, encoder.transform(table(validation)), validation,
                           np.arange(len(few)), data)
     best = max(1, int(np.argmax(booster.validation_score_)))  # fit keeps the last, 50 later
     stages = getattr(booster, "staged_predict_proba", booster.staged_predict)
 
     def predict(chosen):
-        staged = stages(encoder.transform(table.iloc[chosen]))
+        staged = stages(encoder.transform(table(chosen)))
         return next(itertools.islice(staged, best - 1, None))
 
     predictions = base.in_batches(predict, data.test)
@@ -759,7 +763,8 @@ def read_embedding(file, fingerprint):
     """Return a saved Embedding, which is read once a run.
 
     known: its categories; by_value: the category of each number or truth value; look_missing:
-    whether pandas reads one of them as missing, as "NA"; empty: the share of the training cells.
+    whether pandas reads one of them as missing, as "NA"; empty: the share of the training cells
+    that are empty.
     """
     try:
         weights = np.load(f"{file}.npy", allow_pickle=False)

@@ -177,8 +177,8 @@ def ensemble(features, data, recipe, effects=0.0, seen=1.0):
     Its members share the layers in the middle; each has scales of its own for the features, at
     random +1 or -1 at the start, and an output layer of its own. Each learns from every row, and
     the mean of their predictions is what counts (TabM: Gorishniy et al. 2024, arXiv:2410.24210).
-    build_embed_model.py adds effects, (rows, 1, outputs), to the outputs, and by seen, (members,
-    features), keeps features from a member: those where it is 0.
+    build_embed_model.py adds effects, (rows, 1, outputs), to the outputs, and hides from each
+    member the features where seen, (members, features), is 0.
     """
     hidden = layers.RepeatVector(recipe.members)(features) * seen  # (rows, members, features)
     if recipe.members > 1:
@@ -292,11 +292,12 @@ def choose_recipe(row_count, epochs, rows_to_see):
 def adapt_recipe(recipe, errors):
     """Return the recipe for the epochs to come, from the errors of those so far.
 
-    A gain is the share by which the later half of some epochs lowered their least error. A noisy
-    table would only be learned by heart: training ends after a steady epoch where the gain of all
-    so far is below 0.2 %, or half way down the fall where that of the falling epochs alone is below
-    -0.5 %. An exact table gains for long: all epochs are doubled where the gain of the steady ones
-    is above 30 %, or, where none is steady, the gain half way down the fall is above 2 %.
+    A gain is the share by which the later half of some epochs (of steady ones at least four)
+    lowered their least error. A noisy table would only be learned by heart: training ends after a
+    steady epoch where the gain of all so far is below 0.2 %, or, after steady epochs, half way down
+    the fall where that of the falling epochs alone is below -0.5 %. An exact table gains for long:
+    all epochs are doubled where the gain of the steady ones is above 30 %, or, where none is
+    steady, the gain half way down the fall is above 2 %.
     """
     epoch, steady, falling = len(errors), recipe.steady_epochs, recipe.falling_epochs
     ends = doubles = False
@@ -765,11 +766,13 @@ def split(row_count, order):
 # What may be a time and does not sort as one: 3.4.2024, 04/24, 12:30, 2024-Q1, 1Q24, FY24,
 # 3 Apr 2024, 03APR2024, 2023/2024, 2023/24, H1 2024, Week 12, Spring 2024
 TIME = (r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}( .*)?|\d{1,2}[./-]\d{2,4}|\d{1,2}:\d\d.*"
-        r"|\d{2,4}[ -]?[qw]\d{1,2}|[qw]\d{1,2}[ /-]?\d{2,4}|[1-4] ?q ?\d{2,4}|fy ?\d{2,4}"
+        r"|(fy ?)?\d{2,4}[ ./_-]?[qw]\d{1,2}(-[1-7])?|[qw]\d{1,2}[ ./_'-]{0,2}\d{2,4}"
+        r"|([12] ?h|[1-4] ?q)[ /'-]{0,2}\d{2,4}|fy ?\d{2,4}([/-]\d{2,4})?"
         r"|(19|20)\d\d[/_-](19|20)?\d\d|(19|20)\d\d[ -]?[hms]\d{1,2}|[hs][12][ /-]?(19|20)\d\d"
         r"|(week|day|spring|summer|autumn|fall|winter)[ _]?\d+.*"
         r"|(?=.*\d).*(?<![a-z])(jan(uary)?|feb(ruary)?|mar(ch)?|apr(il)?|may|june?|july?|aug(ust)?"
-        r"|sep(t|tember)?|oct(ober)?|nov(ember)?|dec(ember)?)(?![a-z]).*")
+        r"|sep(t|tember)?|oct(ober)?|nov(ember)?|dec(ember)?)"
+        r"(?![a-z]|[ _-]?(0\d\d|\d{3}(?!\d))).*")  # MAR001 is a shop
 # All of them numbers: 12.2024, 122024, 12024, 3042024, 03042024, or 2024.1 to 2024.12
 DATE_NUMBER = r"(\d{1,2}\.|0?[1-9]|1[0-2]|[0-3]?\d[01]\d)(19|20)\d\d"
 YEAR_MONTH = r"(19|20)\d\d\.([1-9]|1[0-2])"
@@ -778,20 +781,23 @@ YEAR_FIRST = r"(19|20)\d\d(0[1-9]|1[0-2])([0-3]\d)?"
 
 def rank_texts(texts):
     """Return the rank of each text by its value, a number or an ISO date; None if all are names."""
+    texts = texts.str.strip()
     numbers = pd.to_numeric(texts, errors="coerce")
     dates = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=True)
     values = numbers if numbers.notna().all() else dates
-    wrong, words = values.isna(), texts.str.strip().str.lower().map(PARTS)
-    if {TRAINING, TEST} <= {*words}:
-        wrong = words.isna()
-    elif numbers.isna().all() and dates.isna().all() and texts.str.strip().all():
-        wrong = texts.str.lower().str.fullmatch(TIME) | words.notna()
+    wrong, words = values.isna(), texts.str.lower().map(PARTS)
+    parts = {*words.dropna()}
+    if words.notna().mean() >= 0.5 or (TRAINING in parts and len(parts) > 1 and len(texts) < 20):
+        wrong = words.isna()  # parts are meant, and the others are none
+    elif numbers.isna().all() and dates.isna().all() and texts.all():
+        wrong = texts.str.lower().str.fullmatch(TIME)
         if wrong.mean() < 0.5:  # of names, a few may look like a time
             return None
     elif texts.str.fullmatch(DATE_NUMBER).all():
         wrong = ~texts.str.fullmatch(YEAR_FIRST)
-    elif texts.str.fullmatch(YEAR_MONTH).all() and texts.str.endswith(".10").any():
-        wrong = texts.str.endswith(".10")  # as a number it is the same as .1
+    elif texts.str.fullmatch(YEAR_MONTH).all():
+        two_digits = texts.str.len() == 7  # as numbers .10 to .12 come before .2
+        wrong = two_digits & ~two_digits.all()
     if wrong.any():
         raise InputError(f"SPLIT_COLUMN {SPLIT_COLUMN!r} needs numbers, dates like 2026-01-31, "
                          "names, or train, validation and test, none missing, but has "
@@ -1205,7 +1211,11 @@ def saving(folder, run):
     """
     new = folder / ".saving"
     with plain_errors(folder):
-        new.mkdir()  # refused where another run is saving
+        try:
+            new.mkdir()
+        except FileExistsError as error:
+            raise InputError(f"Another run is saving to {folder}/, or was stopped while it was: "
+                             "run this script again.") from error
         try:
             yield new
             run["files"] = sorted({*run.get("files", []), *(file.name for file in new.iterdir())})
@@ -1352,9 +1362,9 @@ def lay_out(vectors):
     components = decomposition.PCA(2, random_state=SEED).fit(vectors)
     share = np.nan_to_num(components.explained_variance_ratio_)
     if share.sum() > 0.6 or len(vectors) <= 30:  # t-SNE looks at 30 neighbours
-        return np.asarray(components.transform(vectors)), share, "principal components"
+        return np.array(components.transform(vectors)), share, "principal components"
     tsne = manifold.TSNE(init="pca", max_iter=500, random_state=SEED)
-    return np.asarray(tsne.fit_transform(vectors)), share, "t-SNE"  # scikit-learn may give frames
+    return np.array(tsne.fit_transform(vectors)), share, "t-SNE"  # scikit-learn may give frames
 
 
 def write_look(folder, look):
@@ -1436,7 +1446,8 @@ def print_test(figures):
 
 
 def print_nearest(look):
-    """Print what is nearest to the three most frequent categories of each column of more than ten.
+    """Print what is nearest to the three most frequent categories of each column that has more
+    than ten.
 
     Where vectors lie along one line, their order is all there is to say.
     """

@@ -583,13 +583,14 @@ def test_of_two_runs_at_once_the_one_that_ends_last_is_saved(copy, monkeypatch):
     assert len(one.embed(TABLE)) == 60
 
 
-def test_a_run_that_is_being_saved_is_left_alone(copy):
-    """By another run that wants to save at the same moment: before, that one took the files of the first one away."""
-    base, folder = copy().base, copy().embeddings
+def test_a_second_save_leaves_the_first_alone(copy):
+    """Of another run at the same moment: before, it took the files of the first one away."""
+    one = copy()
+    base, folder = one.base, one.embeddings
     run = dict.fromkeys(["columns", "rows", "target", "test", "unknown", "validation_error"])
     with base.saving(folder, run) as new:
         (new / "c.npy").write_bytes(b"first")
-        with pytest.raises(base.InputError, match="cannot be written"), base.saving(folder, {}):
+        with pytest.raises(base.InputError, match="Another run"), base.saving(folder, {}):
             pass
     assert (folder / "c.npy").read_bytes() == b"first" and json.loads((folder / "run.json").read_text())["files"] == ["c.npy"]
 
