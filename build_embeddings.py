@@ -3,8 +3,7 @@
     python build_embeddings.py
 
 A network learns to predict TARGET_COLUMN from CATEGORICAL_COLUMNS alone. Each column has an
-embedding layer: a matrix with one row for each category, trained like any other weights. The script
-saves
+embedding layer: a matrix, one row a category, trained like any other weights. The script saves
 
     embeddings/<column>.npy    the matrix, float32; row 0 stands for all categories that are unknown
     embeddings/<column>.csv    the vocabulary: each row's category and its count in training rows
@@ -104,8 +103,6 @@ def main():
 
 
 # Categories
-
-UNKNOWN = "<unknown>"  # row 0 in the vocabulary; it is found by its place, never by this name
 
 
 def build_vocabularies(table, training):
@@ -1141,6 +1138,7 @@ def written(figure, like=None):
 
 # Files
 
+UNKNOWN = "<unknown>"  # row 0 in the vocabulary; it is found by its place, never by this name
 ALONE = "categorical columns alone (build_embeddings.py)"  # a line of the second script's report
 
 
