@@ -219,7 +219,7 @@ def pair_effects(ids, places, sizes, data, unit):
     sizes = np.array(sizes)
     ends = np.cumsum(sizes[first] * sizes[second])  # each pair of columns has numbers of its own
     # of more pairs some share a number; a larger matrix would have no prior, see base.is_large
-    count = min(int(ends[-1]), 2**18 - 5, 499_999 // data.outputs)
+    count = min(int(ends[-1]), 2**18 - 5, (base.LARGE - 1) // data.outputs)
     offsets = (-ends % count).astype("int32")
     factors = np.minimum(sizes[second], 104_729).astype("int32")  # a prime; a wrap does no harm
     codes = ops.take(ids, first, axis=1) * factors + ops.take(ids, second, axis=1) + offsets

@@ -359,6 +359,9 @@ def rate_factors(epoch, recipe, row_count):
     return (1 + np.cos(np.pi * passed)) / 2
 
 
+LARGE = 500_000  # numbers in a matrix
+
+
 def is_large(matrix):
     """Return whether AdamW, which changes a whole matrix in every step, is too slow for it.
 
@@ -366,7 +369,7 @@ def is_large(matrix):
     rows of a batch alone. Keras mixes optimizers from 3.15 on; before, all matrices have AdamW.
     """
     can_mix = tf is not None and hasattr(keras.optimizers, "MultiOptimizer")
-    return can_mix and np.prod(matrix.shape) >= 500_000
+    return can_mix and np.prod(matrix.shape) >= LARGE
 
 
 def by_size(adamw, model):
@@ -1444,8 +1447,7 @@ def print_test(figures):
 
 
 def print_nearest(look):
-    """Print what is nearest to the three most frequent categories of each column that has more
-    than ten.
+    """Print what is nearest to the three most frequent categories, in columns of more than ten.
 
     Where vectors lie along one line, their order is all there is to say.
     """
