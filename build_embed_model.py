@@ -77,7 +77,8 @@ def main():
             boosting = pool.apply_async(boost, (ids, numbers, data))
         recipe = base.choose_recipe(len(data.training), EPOCHS, rows_to_see=3_000_000)
         model = build_model(matrices, frames, pairs, tables, data, recipe, run["validation_error"])
-        model, history = base.train(model, vocabularies, inputs, data, recipe, LEARNING_RATE)
+        model, history = base.train(model, vocabularies, inputs, data, recipe, LEARNING_RATE,
+                                    averaged=20)
         if base.PROCESS > 0:
             return  # of several processes the first one reports and saves
         predictions = base.predict_rows(model, inputs, data.test)

@@ -218,33 +218,40 @@ LOSSES = {
 # Training
 
 
-def train(model, vocabularies, inputs, data, recipe, learning_rate):
-    """Return the model with the weights of its best epoch, and its history.
+def train(model, vocabularies, inputs, data, recipe, learning_rate, averaged=1):
+    """Return the model with the weights of its best epoch, or of several, and its history.
 
     At first the learning rate is steady, and each epoch ends at an average of its weights; later
     the rate falls to zero. After each epoch the error on validation rows is measured: the least one
     chooses the best epoch. Unless EPOCHS is set, adapt_recipe ends training early where epochs no
-    longer pay, or doubles them where they pay well. inputs: frames of all rows, the ids first.
-    Raises InputError where training diverges.
+    longer pay, or doubles them where they pay well. averaged: of how many of the best epochs the
+    weights may be averaged, see average_epochs. inputs: frames of all rows, the ids first. Raises
+    InputError where training diverges.
     """
     compile_model(model, recipe, len(data.training))
     validation = sample(data.validation, 200_000)
     random, show = generator("epochs"), progress(data.target_info)
-    errors, least, best_epoch, best_weights = [], np.inf, 0, None
+    errors, best = [], []
+
+    def measure():
+        return mean_error(data, validation, predict_rows(model, inputs, validation))
+
     while len(errors) < recipe.steady_epochs + recipe.falling_epochs:
-        epoch = len(errors) + 1
-        fit_epoch(model, vocabularies, inputs, data, recipe, random, learning_rate, epoch)
-        errors.append(mean_error(data, validation, predict_rows(model, inputs, validation)))
+        number = len(errors) + 1
+        fit_epoch(model, vocabularies, inputs, data, recipe, random, learning_rate, number)
+        errors.append(measure())
         if not np.isfinite(errors[-1]):
             raise InputError("Training diverged: lower LEARNING_RATE, or look for extreme values.")
         # Early in the fall a low error is luck: the rate is high, and weights are no average
-        is_lucky = 0 < recipe.steady_epochs < epoch <= half_way(recipe)
-        if errors[-1] < least and not is_lucky:
-            least, best_epoch, best_weights = errors[-1], epoch, model.get_weights()
-        show(recipe, errors, least)
+        is_lucky = 0 < recipe.steady_epochs < number <= half_way(recipe)
+        if not is_lucky:
+            best = sorted([*best, Epoch(errors[-1], number, model.get_weights())])
+            best = best[: averaged if recipe.steady_epochs else 1]  # a large table: less memory
+        show(recipe, errors, best[0].error)
         recipe = adapt_recipe(recipe, errors)
-    model = finished(model, best_weights, best_epoch)
-    return model, {"errors": errors, "kept": best_epoch, "least": least}
+    kept, least = average_epochs(model, best, measure)
+    print_kept(kept, least, data.target_info)
+    return finished(model), {"errors": errors, "kept": kept, "least": least}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1047,13 +1054,38 @@ def check_devices(batch_size):
                          "set BATCH_SIZE to a multiple of their number.")
 
 
-def finished(model, weights, epoch):
-    """Return the model with the weights that it had after an epoch, on one device from now on."""
-    print(f"  kept: the weights after epoch {epoch}")
+Epoch = namedtuple("Epoch", "error number weights")
+
+
+def average_epochs(model, best, measure):
+    """Give a model the mean of the weights of some epochs; return their numbers and its error.
+
+    They are the first of the best ones and each other that lowers what measure says of the model (a
+    greedy soup: Wortsman et al. 2022, arXiv:2203.05482). build_embeddings.py keeps one epoch: from
+    averages of vectors build_embed_model.py went on to a higher error.
+    """
+
+    def set_mean(epochs):
+        weights = zip(*[epoch.weights for epoch in epochs])
+        model.set_weights([np.mean(each, axis=0) for each in weights])
+
+    chosen, least = best[:1], best[0].error
+    for epoch in best[1:]:
+        set_mean([*chosen, epoch])
+        error = measure()
+        if error < least:
+            chosen, least = [*chosen, epoch], error
+    set_mean(chosen)
+    return sorted(epoch.number for epoch in chosen), least
+
+
+def finished(model):
+    """Return a trained model, on one device from now on."""
     if keras.distribution.distribution():
+        weights = model.get_weights()
         keras.distribution.set_distribution(None)
         model = keras.models.clone_model(keras.Model(model.inputs, model.outputs[0]))
-    model.set_weights(weights)
+        model.set_weights(weights)
     return model
 
 
@@ -1292,9 +1324,11 @@ def first_look(matrices, vocabularies, ids, data, history, predictions):
 
 def describe_training(script, history, target_info):
     """Return the curve of a training, in the target's units."""
-    names, figures = zip(*[named_error(error, target_info) for error in history["errors"]])
-    return {"script": script, "figure": names[0], "errors": rounded(figures),
-            "kept": history["kept"]}
+    errors = [*history["errors"], history["least"]]
+    names, figures = zip(*[named_error(error, target_info) for error in errors])
+    *figures, least = rounded(figures)
+    return {"script": script, "figure": names[0], "errors": figures, "kept": history["kept"],
+            "least": least}
 
 
 def intervals(draws, target_info):
@@ -1409,15 +1443,22 @@ def progress(target_info):
         if seconds > due or epoch == most:
             due = seconds + max(3, seconds / 10)
             name, now = named_error(errors[-1], target_info)
-            _, kept = named_error(least, target_info)
+            _, best = named_error(least, target_info)
             left = (seconds - first) / max(1, epoch - 1) * (most - epoch)
             left = f", about {left:.0f} s left" if epoch > 1 else ""
             place = f"epoch {epoch} of {most}"
             early = ", none early in the fall" if errors[-1] < least else ""  # see is_lucky
-            print(f"  {place:<15}  validation {name} {written(now)} (kept {written(kept)}{early})  "
+            print(f"  {place:<15}  validation {name} {written(now)} (best {written(best)}{early})  "
                   f"{seconds:.1f} s{left}", flush=True)
 
     return show
+
+
+def print_kept(epochs, error, target_info):
+    """Print of which epochs the weights are, and their error on the validation rows."""
+    what = "epoch" if len(epochs) == 1 else "the average of epochs"
+    name, figure = named_error(error, target_info)
+    print(f"  kept: {what} {', '.join(map(str, epochs))}, validation {name} {written(figure)}")
 
 
 def print_sizes(vocabularies, unknown):

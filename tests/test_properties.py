@@ -42,7 +42,7 @@ def test_every_text_keeps_its_own_vector(folder, texts, name):
     one = Pair(folder, base={"CATEGORICAL_COLUMNS": [name]}, model={"NUMERICAL_COLUMNS": []})
     one.write("table.csv", as_csv(table))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(one.base, "train", lambda model, *rest: (model, {"errors": [1.0], "kept": 1, "least": 1.0}))  # vectors at their random start are all different, too
+        patch.setattr(one.base, "train", lambda model, *rest: (model, {"errors": [1.0], "kept": [1], "least": 1.0}))  # vectors at their random start are all different, too
         one.run_base()
     (stem,) = [file[:-4] for file in one.saved() if file.endswith(".npy")]
     weights, vocabulary = one.matrix(stem)

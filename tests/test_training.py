@@ -173,9 +173,43 @@ def test_when_training_ends_and_which_epoch_is_kept(base, monkeypatch, steady, f
     recipe = base.choose_recipe(100, None, 900)._replace(steady_epochs=min(8, len(steady)), falling_epochs=4)
     recipe = recipe if steady else recipe._replace(most_epochs=8)
     model, history = base.train(model, {}, [], data, recipe, 0.005)
-    assert history == {"errors": errors[:ends], "kept": kept, "least": errors[kept - 1]}
+    assert history == {"errors": errors[:ends], "kept": [kept], "least": errors[kept - 1]}
     assert model.get_weights()[0].item() == 2**kept
     assert epochs == [*range(1, ends + 1)] and looked == [[4, 7]] * ends
+
+
+def test_epochs_are_averaged_where_that_lowers_the_error(base):
+    """A model of one weight whose error is how far that is from 10."""
+    model = small_model()
+    shape = model.get_weights()[0].shape
+    best = [base.Epoch(abs(weight - 10), number, [np.full(shape, weight, "float32")])
+            for number, weight in [(7, 9), (3, 12), (4, 13), (9, 6), (5, 14)]]
+
+    def error():
+        return abs(model.get_weights()[0].item() - 10)
+
+    # 9 and 12: 10.5; and 13: 11.3, worse; and 6: 9, worse; and 14: 11.7, worse
+    assert base.average_epochs(model, best, error) == ([3, 7], 0.5)
+    assert model.get_weights()[0].item() == 10.5
+    assert base.average_epochs(model, best[:1], error) == ([7], 1)
+    assert model.get_weights()[0].item() == 9
+
+
+@pytest.mark.parametrize(("steady", "averaged", "kept"), [(6, 1, [4]), (6, 2, [4, 5]), (6, 9, [3, 4, 5]), (0, 9, [6])])
+def test_which_epochs_may_be_averaged(base, monkeypatch, steady, averaged, kept):
+    """The weight is the number of the epoch, and of any average the error is lower; of a large table the best epoch alone is in memory."""
+    model = small_model()
+    errors = [0.9, 0.8, 0.7, 0.4, 0.5, 0.3] if steady == 0 else [0.9, 0.8, 0.7, 0.4, 0.5, 0.9]
+    monkeypatch.setattr(base, "fit_epoch", lambda *inputs: model.set_weights([np.full((1, 1), inputs[-1], "float32")]))
+    monkeypatch.setattr(base, "compile_model", lambda *_: None)
+    monkeypatch.setattr(base, "predict_rows", lambda *_: None)
+    looks = []
+    monkeypatch.setattr(base, "mean_error", lambda *_: looks.append(0) or [*errors, 0.29, 0.28, *[1] * 9][len(looks) - 1])
+    monkeypatch.setattr(base, "adapt_recipe", lambda recipe, errors: recipe)
+    data = rows_of(base, training=[0], validation=[4, 7], target_info={"mean": 0, "std": 1, "log": False})
+    recipe = base.choose_recipe(100, None, 900)._replace(steady_epochs=steady, falling_epochs=6 - steady)
+    model, history = base.train(model, {}, [], data, recipe, 0.005, averaged=averaged)
+    assert history["kept"] == kept and model.get_weights()[0].item() == np.mean(kept)
 
 
 def test_an_error_of_zero_gains_nothing(base):
@@ -374,11 +408,11 @@ def test_training_ends_where_it_brings_nothing(pair, graphs):
 
 
 @pytest.mark.parametrize("epochs", [40, None])
-def test_the_epoch_that_is_kept_was_the_best_on_the_validation_rows(pair, capsys, graphs, epochs, monkeypatch):
+def test_what_is_kept_was_the_best_on_the_validation_rows(pair, capsys, graphs, epochs, monkeypatch):
     base, random = pair(made_up(), {"SEED": 1}).base, np.random.default_rng(0)
     keras.utils.set_random_seed(4)
     ids, numbers = pd.DataFrame(random.integers(1, 9, (400, 2)).astype("int32")), np.arange(400)
-    target = (random.normal(size=(9, 9))[*ids.to_numpy().T] + random.normal(size=400, scale=10)).astype("float32")
+    target = (random.normal(size=(9, 9))[*ids.to_numpy().T] + random.normal(size=400, scale=10 if epochs else 2)).astype("float32")
     parts = {"training": numbers[:320], "validation": numbers[320:]}
     rows = rows_of(base, target=target, target_info={"std": 1, "log": False}, outputs=1, **parts)
     recipe = base.choose_recipe(320, epochs, 900_000)
@@ -386,13 +420,17 @@ def test_the_epoch_that_is_kept_was_the_best_on_the_validation_rows(pair, capsys
     seen, error = [], base.mean_error
     monkeypatch.setattr(base, "mean_error", lambda *inputs: seen.append(error(*inputs)) or seen[-1])
     vocabularies = dict.fromkeys(ids, pd.DataFrame({"count": [0, *[35] * 8]}))
-    model, history = base.train(model, vocabularies, [ids], rows, recipe, 0.03)
-    kept = min(seen)
-    assert kept < seen[-1], "else this test says nothing"
-    assert history == {"errors": seen, "kept": seen.index(kept) + 1, "least": kept}
-    assert f"after epoch {seen.index(kept) + 1}\n" in capsys.readouterr().out
+    model, history = base.train(model, vocabularies, [ids], rows, recipe, 0.03, averaged=20)
+    count, least = len(history["errors"]), min(seen)
+    assert history == {"errors": seen[:count], "kept": history["kept"], "least": least}
+    assert least < seen[count - 1], "else this test says nothing"
+    if epochs:  # all in a falling rate: the best one
+        assert len(seen) == count == 40 and history["kept"] == [seen.index(least) + 1]
+    else:
+        assert least < min(seen[:count]) and len(history["kept"]) > 1
+    assert f"{', '.join(map(str, history['kept']))}, validation RMSE {least**0.5:.4}" in capsys.readouterr().out
     members = model.predict([ids[320:]], verbose=0)
-    assert np.mean((members.mean(axis=1) - target[320:]) ** 2) == pytest.approx(kept, abs=1e-4)
+    assert np.mean((members.mean(axis=1) - target[320:]) ** 2) == pytest.approx(least, abs=1e-4)
 
 
 def means_of(one, table, target, outputs=1):
