@@ -1067,7 +1067,8 @@ def average_epochs(model, best, measure):
 
     def set_mean(epochs):
         weights = zip(*[epoch.weights for epoch in epochs])
-        model.set_weights([np.mean(each, axis=0) for each in weights])
+        # in float64, by which the average of vectors that do not change is exact
+        model.set_weights([np.mean(each, axis=0, dtype="float64") for each in weights])
 
     chosen, least = best[:1], best[0].error
     for epoch in best[1:]:
