@@ -1064,19 +1064,16 @@ def average_epochs(model, best, measure):
     greedy soup: Wortsman et al. 2022, arXiv:2203.05482). build_embeddings.py keeps one epoch: from
     averages of vectors build_embed_model.py went on to a higher error.
     """
-
-    def set_mean(epochs):
-        weights = zip(*[epoch.weights for epoch in epochs])
-        # in float64, by which the average of vectors that do not change is exact
-        model.set_weights([np.mean(each, axis=0, dtype="float64") for each in weights])
-
-    chosen, least = best[:1], best[0].error
+    chosen, least, weights = best[:1], best[0].error, best[0].weights
     for epoch in best[1:]:
-        set_mean([*chosen, epoch])
+        several = zip(*[each.weights for each in [*chosen, epoch]])
+        # in float64, by which the average of vectors that do not change is exact
+        average = [np.mean(each, axis=0, dtype="float64") for each in several]
+        model.set_weights(average)
         error = measure()
         if error < least:
-            chosen, least = [*chosen, epoch], error
-    set_mean(chosen)
+            chosen, least, weights = [*chosen, epoch], error, average
+    model.set_weights(weights)
     return sorted(epoch.number for epoch in chosen), least
 
 
